@@ -1,0 +1,163 @@
+"""A component with its options model and provenance, and the bound method that a run calls."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from brewer_core.components.facts import Facts, facts_of
+from brewer_core.components.kinds import KINDS, Kind
+from brewer_core.components.signature import Option, Signature, read_signature
+from brewer_core.errors import ComponentError, RequestError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a component comes from: the distribution, its version, and the entry point that provides it."""
+
+    distribution: str = "(passed in Python)"
+    version: str = ""
+    entry_point: str = ""
+
+    def __str__(self) -> str:
+        version = f" {self.version}" if self.version else ""
+        return f"{self.distribution}{version}" + (f" [{self.entry_point}]" if self.entry_point else "")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One named method of one kind.
+
+    Raises ComponentError where the implementation breaks the rules for its kind.
+    """
+
+    kind: Kind
+    name: str
+    implementation: Callable[..., Any]
+    provenance: Provenance = Provenance()
+    signature: Signature = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ComponentError(f"{self.kind.title} {self.name!r} has a name that is not an identifier.")
+        object.__setattr__(self, "signature", read_signature(self.kind, self.name, self.implementation))
+        self._check_facts()
+        self._check_defaults()
+
+    @classmethod
+    def passed(cls, kind: str, implementation: Callable[..., Any]) -> Component:
+        """A component made of a callable that was passed in Python; its name is the callable's own."""
+        name = getattr(implementation, "__name__", type(implementation).__name__)
+        return cls(KINDS[kind], name if name.isidentifier() else "passed", implementation)
+
+    @property
+    def facts(self) -> Facts:
+        """What `@component` declared about the implementation."""
+        return facts_of(self.implementation)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring's first line."""
+        doc = inspect.getdoc(self.implementation) or ""
+        return doc.partition("\n")[0].strip()
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the implementation is a class, built once for each use."""
+        return isinstance(self.implementation, type) and self.kind.life == "called"
+
+    @cached_property
+    def options_model(self) -> type[BaseModel]:
+        """The pydantic model of the options. Its fields are numbered, so that an option may be called `copy`."""
+        fields: dict[str, Any] = {f"option_{i}": _field(o) for i, o in enumerate(self.signature.options)}
+        return create_model(f"{self.name}_options", __config__=_STRICT, **fields)
+
+    def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, validated and completed with their defaults, as a plain dict.
+
+        Strict, on JSON text: "3" is no int and "yes" no bool. Raises pydantic.ValidationError.
+        """
+        values = self.options_model.model_validate_json(_json(options))
+        return {o.name: getattr(values, f"option_{i}") for i, o in enumerate(self.signature.options)}
+
+    def bind(self, options: Mapping[str, Any] | None = None, **sizes: Any) -> Method:
+        """The method with its options set: one instance of a class, or the function itself.
+
+        sizes: `student_dim` and `teacher_dim`, passed on to an `__init__` that names them.
+        Raises RequestError where an option is wrong.
+        """
+        checked = self._checked(options or {})
+        if not self.stateful:
+            return Method(self, checked, self.implementation)
+        wanted = {name: sizes.get(name) for name in self.signature.sizes}
+        return Method(self, {}, self.implementation(**wanted, **checked))
+
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.check(options)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RequestError(f"options of the {self.kind.title} `{self.name}`: {problems}.") from error
+
+    def _check_facts(self) -> None:
+        known = {option.name for option in self.signature.options}
+        for name in self.facts.positional:
+            if name not in known:
+                raise ComponentError(
+                    f"{self.kind.title} `{self.name}` declares positional option `{name}`, which it does not have."
+                )
+
+    def _check_defaults(self) -> None:
+        for option in self.signature.options:
+            if option.default is inspect.Parameter.empty:
+                continue
+            try:
+                TypeAdapter(option.annotation, config=_STRICT).validate_json(
+                    json.dumps(option.default, allow_nan=False)
+                )
+            except (ValidationError, TypeError, ValueError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                raise ComponentError(
+                    f"{self.kind.title} `{self.name}` has the option `{option.name}` with the default "
+                    f"{option.default!r}, which its own type refuses: {reason}."
+                ) from error
+
+
+@dataclass(frozen=True)
+class Method:
+    """A component with its options set, ready to be called."""
+
+    component: Component
+    options: Mapping[str, Any]
+    target: Callable[..., Any]
+
+    def __call__(self, *positional: Any, **available: Any) -> Any:
+        """Call it with the kind's positional inputs, and those of the available named inputs that it asks for.
+
+        Raises RequestError where a required input is not there.
+        """
+        signature = self.component.signature
+        inputs = {name: available.get(name) for name in signature.inputs}
+        for name in signature.required:
+            if inputs[name] is None:
+                raise RequestError(
+                    f"the {self.component.kind.title} `{self.component.name}` needs the input `{name}`, which this run does not have."
+                )
+        return self.target(*positional[: signature.positional], **inputs, **self.options)
+
+
+def _field(option: Option) -> tuple[Any, Any]:
+    annotation = Annotated[option.annotation, Field(alias=option.name)]
+    return (annotation, ... if option.default is inspect.Parameter.empty else option.default)
+
+
+def _json(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), allow_nan=False)

@@ -1,0 +1,225 @@
+"""Reads a component's interface off its Python signature: which inputs it names and which options it takes."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from brewer_core.components.kinds import RESERVED, Kind
+from brewer_core.errors import ComponentError
+
+Parameter = inspect.Parameter
+_SCALARS = (bool, int, float, str, type(None))
+_SEQUENCES = (list, tuple, Sequence)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: a keyword-only parameter. `default` is `inspect.Parameter.empty` where it is required."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a component is called with.
+
+    positional: how many of the kind's positional inputs it takes.
+    inputs: the named inputs that it asks for; required: those of them without a default.
+    sizes: the inputs that its `__init__` asks for (classes only).
+    """
+
+    positional: int
+    inputs: tuple[str, ...]
+    required: tuple[str, ...]
+    options: tuple[Option, ...]
+    sizes: tuple[str, ...] = ()
+
+
+def read_signature(kind: Kind, name: str, implementation: Callable[..., Any]) -> Signature:
+    """The signature of an implementation. Raises ComponentError where it breaks a rule for components of its kind."""
+    reader = _Reader(kind, name)
+    if isinstance(implementation, type) and kind.life != "made":
+        return reader.of_class(implementation)
+    return reader.of_function(implementation)
+
+
+class _Reader:
+    """Reads one implementation, and knows how to name it in an error."""
+
+    def __init__(self, kind: Kind, name: str) -> None:
+        self.kind = kind
+        self.label = f"{kind.title} `{name}`"
+
+    def refuse(self, reason: str) -> ComponentError:
+        return ComponentError(f"{self.label} {reason}")
+
+    def of_function(self, implementation: Callable[..., Any]) -> Signature:
+        if not callable(implementation):
+            raise self.refuse(f"is {implementation!r}, which is neither a function nor a class.")
+        function, parameters = self._parameters(implementation)
+        positional, keywords = self._split(parameters)
+        return Signature(
+            self._count(positional, len(self.kind.positional), self.kind.trailing),
+            *self._inputs(keywords, self.kind.named),
+            options=self._options(function, keywords, self.kind.named),
+        )
+
+    def of_class(self, implementation: type) -> Signature:
+        constructor, parameters = self._constructor(implementation)
+        positional, keywords = self._split(parameters)
+        options = self._options(constructor, keywords, self.kind.sizes)
+        sizes = tuple(p.name for p in keywords if p.name in self.kind.sizes)
+        if self.kind.life == "class":
+            return Signature(self._count(positional, len(self.kind.positional)), (), (), options, sizes)
+        self._count(positional, 0)
+        call = getattr(implementation, "forward", None) or implementation.__call__
+        called, named = self._split(list(inspect.signature(call).parameters.values())[1:])
+        count = self._count(called, len(self.kind.positional), self.kind.trailing)
+        for parameter in named:
+            if parameter.name not in self.kind.named:
+                raise self.refuse(
+                    f"names `{parameter.name}` in its call, which is no input of this kind; "
+                    "options of a class belong to its `__init__`."
+                )
+        return Signature(count, *self._inputs(named, self.kind.named), options=options, sizes=sizes)
+
+    def _parameters(self, implementation: Callable[..., Any]) -> tuple[Callable[..., Any], list[Parameter]]:
+        """The function behind an implementation, and its parameters as a caller of the implementation sees them."""
+        if isinstance(implementation, functools.partial):
+            return self._partial(implementation)
+        if isinstance(implementation, type):
+            return self._constructor(implementation)
+        return implementation, list(_signature(implementation, self).parameters.values())
+
+    def _partial(self, partial: functools.partial[Any]) -> tuple[Callable[..., Any], list[Parameter]]:
+        # The partial's own signature turns parameters after a bound one into keyword-only: read the function's.
+        function, parameters = self._parameters(partial.func)
+        positional, _ = self._split(parameters)
+        parameters = [p for p in parameters if p not in positional[: len(partial.args)]]
+        for p in parameters:
+            if p.name in partial.keywords and p.kind is not Parameter.KEYWORD_ONLY:
+                raise self.refuse(f"is a partial that binds its input `{p.name}`; bind options only.")
+        bound = [p.replace(default=partial.keywords[p.name]) if p.name in partial.keywords else p for p in parameters]
+        return function, bound
+
+    def _constructor(self, implementation: type) -> tuple[Callable[..., Any], list[Parameter]]:
+        owner = next(c for c in implementation.__mro__ if "__init__" in vars(c))
+        if owner is object or owner.__module__ == "torch.nn.modules.module":
+            return implementation, []
+        constructor = owner.__init__  # type: ignore[misc]  # read only, and of exactly the class that defines it
+        return constructor, list(_signature(constructor, self).parameters.values())[1:]
+
+    def _split(self, parameters: list[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
+        for parameter in parameters:
+            if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                stars = "*" if parameter.kind is Parameter.VAR_POSITIONAL else "**"
+                raise self.refuse(f"takes `{stars}{parameter.name}`; name every input and option.")
+        keywords = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+        return [p for p in parameters if p.kind is not Parameter.KEYWORD_ONLY], keywords
+
+    def _count(self, positional: list[Parameter], known: int, trailing: int = 0) -> int:
+        expected = f"({', '.join(self.kind.positional[:known])})" if known else "no positional parameters"
+        if len(positional) < known - trailing:
+            raise self.refuse(f"takes {len(positional)} positional inputs; a {self.kind.title} takes {expected}.")
+        for extra in positional[known:]:
+            if extra.default is Parameter.empty:
+                raise self.refuse(
+                    f"has the further positional parameter `{extra.name}`; a {self.kind.title} takes {expected}, "
+                    "options follow a `*`."
+                )
+        return min(len(positional), known)
+
+    def _inputs(self, keywords: list[Parameter], names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        named = [p for p in keywords if p.name in names]
+        return tuple(p.name for p in named), tuple(p.name for p in named if p.default is Parameter.empty)
+
+    def _options(self, function: Any, keywords: list[Parameter], inputs: tuple[str, ...]) -> tuple[Option, ...]:
+        return tuple(self._option(function, p) for p in keywords if p.name not in inputs)
+
+    def _option(self, function: Any, parameter: Parameter) -> Option:
+        name = parameter.name
+        if name.startswith("_"):
+            raise self.refuse(f"has the option `{name}`; an option does not begin with an underscore.")
+        if name in RESERVED:
+            own = ", ".join(self.kind.named) or "none"
+            raise self.refuse(
+                f"has the option `{name}`, which is the name of an input elsewhere; call it something else "
+                f"(named inputs of a {self.kind.title}: {own})."
+            )
+        if parameter.annotation is Parameter.empty:
+            raise self.refuse(
+                f"has the option `{name}` without an annotation; write its type, such as `{name}: float`."
+            )
+        annotation = self._evaluate(function, name, parameter.annotation)
+        for part in _parts(annotation):
+            if not _is_json(part):
+                raise self.refuse(
+                    f"has the option `{name}` of type {_type_name(part)}, which is no JSON type{self._hint(name)}."
+                )
+        return Option(name, annotation, parameter.default)
+
+    def _hint(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self.kind.named, n=1, cutoff=0.5)
+        return f"; did you mean the input `{close[0]}`?" if close else ""
+
+    def _evaluate(self, function: Any, name: str, annotation: Any) -> Any:
+        if not isinstance(annotation, str):
+            return annotation
+        inner = inspect.unwrap(function)
+        namespace = dict(vars(sys.modules.get(inner.__module__, types.ModuleType(""))))
+        namespace.update(getattr(inner, "__globals__", {}))
+        try:
+            # The plugin's own source text, already imported as code: only its options' annotations are evaluated.
+            return eval(annotation, namespace)
+        except Exception as error:
+            raise self.refuse(
+                f"has the option `{name}` annotated {annotation!r}, which does not evaluate ({error}); import what it "
+                "names at run time."
+            ) from error
+
+
+def _signature(function: Callable[..., Any], reader: _Reader) -> inspect.Signature:
+    try:
+        if sys.version_info >= (3, 14):
+            import annotationlib
+
+            return inspect.signature(function, annotation_format=annotationlib.Format.STRING)
+        return inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise reader.refuse(f"has no readable signature ({error}).") from error
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The leaf types of an annotation: those inside unions, containers and `Annotated`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _parts(arguments[0])
+    elif (
+        origin in (Union, types.UnionType)
+        or origin in _SEQUENCES
+        or (isinstance(origin, type) and issubclass(origin, Mapping))
+    ):
+        for argument in arguments:
+            if argument is not Ellipsis:
+                yield from _parts(argument)
+    else:
+        yield annotation
+
+
+def _is_json(part: Any) -> bool:
+    if get_origin(part) is Literal:
+        return all(isinstance(value, _SCALARS) for value in get_args(part))
+    return part is None or part in _SCALARS or part in (list, tuple, dict)
+
+
+def _type_name(part: Any) -> str:
+    return part.__name__ if isinstance(part, type) else str(part)

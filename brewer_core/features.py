@@ -1,0 +1,127 @@
+"""Features: the named tensors that losses read, each with named axes, and the counts that means are over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from brewer_core.errors import AdaptorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
+    {
+        "logits": {2: "B C", 3: "B L V"},
+        "logits_mask": {2: "B L"},
+        "labels": {1: "B", 2: "B L", 3: "B L C"},
+        "losses": {0: "", 1: "N"},
+        "hidden": {2: "B D", 3: "B L D"},
+        "attention": {3: "B L L", 4: "B H L L"},
+        "inputs_mask": {2: "B L"},
+    }
+)
+"""Axes of the known features by rank: B rows, L length, V vocabulary, C classes, D width, H heads, N processes."""
+
+_GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3: "B L D", 4: "B H L L"})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many items a batch holds: rows, valid tokens, valid token pairs, valid logit positions, labels.
+
+    token_pairs is the sum over rows of the squared number of valid tokens; logits counts where `logits_mask` holds.
+    """
+
+    rows: float
+    tokens: float
+    token_pairs: float
+    logits: float
+    labels: float
+
+    @classmethod
+    def of_rows(cls, rows: float) -> Counts:
+        """The counts of a batch of which only the number of rows is known: everything counts as one a row."""
+        return cls(rows, rows, rows, rows, rows)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The tensors of one feature, and the names of their axes, such as `B L D`."""
+
+    tensors: tuple[Tensor, ...]
+    axes: str
+
+
+class Features(Mapping[str, tuple["Tensor", ...]]):
+    """Read-only features by name; every value is a tuple of tensors, one a layer or a head.
+
+    Made with `Features.of` from what an adaptor returned.
+    """
+
+    def __init__(self, features: Mapping[str, Feature]) -> None:
+        self._features = dict(features)
+
+    @classmethod
+    def of(cls, returned: Features | Mapping[str, Any], source: str = "the adaptor") -> Features:
+        """Features from an adaptor's mapping: single tensors become tuples of one, lists become tuples.
+
+        A value may be a `Feature` that states its axes; the axes of others follow from name and rank.
+        Raises AdaptorError where it is no mapping, or a value no tensor.
+        """
+        if isinstance(returned, Features):
+            return returned
+        if not isinstance(returned, Mapping):
+            raise AdaptorError(f"{source} returned a {type(returned).__name__}; it must return a dict of features.")
+        return cls({name: _feature(name, value, source) for name, value in returned.items() if value is not None})
+
+    def axes(self, name: str) -> str:
+        """The axes of a feature's tensors, such as `B L D`."""
+        return self._features[name].axes
+
+    def first(self, name: str) -> Tensor | None:
+        """The first tensor of a feature, or None where the features lack it."""
+        return self[name][0] if self.get(name) else None
+
+    def float(self) -> Features:
+        """The same features with floating-point tensors in float32; nothing is copied that is float32 already."""
+        return Features(
+            {
+                name: Feature(tuple(t.float() if t.is_floating_point() else t for t in feature.tensors), feature.axes)
+                for name, feature in self._features.items()
+            }
+        )
+
+    def replace(self, **features: Feature) -> Features:
+        """The same features with some of them replaced or added."""
+        return Features({**self._features, **features})
+
+    def __getitem__(self, name: str) -> tuple[Tensor, ...]:
+        return self._features[name].tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __repr__(self) -> str:
+        shapes = {name: [tuple(t.shape) for t in feature.tensors] for name, feature in self._features.items()}
+        return f"Features({shapes})"
+
+
+def _feature(name: str, value: Any, source: str) -> Feature:
+    if isinstance(value, Feature):
+        return value
+    tensors = tuple(value) if isinstance(value, Sequence) else (value,)
+    import torch
+
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            raise AdaptorError(
+                f"{source} returned {type(tensor).__name__} under `{name}`; a feature is a tensor or a list of tensors."
+            )
+    rank = tensors[0].dim() if tensors else 0
+    return Feature(tensors, _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank)))

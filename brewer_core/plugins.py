@@ -1,0 +1,225 @@
+"""Finds plugins and makes a registry of them: found (metadata only), loaded, collected, each stage immutable and sorted."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+
+from brewer_core import hookspecs
+from brewer_core.components import KINDS, Component, Provenance
+from brewer_core.errors import BrewerError, PluginError
+from brewer_core.registry import Plugin, Registry
+
+DISABLE_VARIABLE = "BREWER_DISABLE_PLUGINS"
+
+
+@dataclass(frozen=True, order=True)
+class FoundPlugin:
+    """An entry point in the group `brewer`, known from metadata alone."""
+
+    distribution: str
+    entry_point: str
+    target: str
+    version: str
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where components of this plugin say that they come from."""
+        return Provenance(self.distribution, self.version, self.entry_point)
+
+
+@dataclass(frozen=True)
+class LoadedPlugin:
+    """An entry point with the object that it names; error says why there is none."""
+
+    found: FoundPlugin
+    plugin: object | None = None
+    error: str | None = None
+
+
+class PluginWarning(UserWarning):
+    """A plugin was left out; the text says which and why."""
+
+
+def find_plugins(path: Sequence[str] | None = None) -> tuple[FoundPlugin, ...]:
+    """The plugins of the installed distributions, sorted by distribution and entry point; nothing is imported.
+
+    path: folders to look in, in place of `sys.path`. The first distribution of a name hides later ones.
+    """
+    seen: set[str] = set()
+    found: list[FoundPlugin] = []
+    for distribution in metadata.distributions(path=list(sys.path if path is None else path)):
+        name = distribution.metadata["Name"]
+        if name is None or _normalised(name) in seen:
+            continue
+        seen.add(_normalised(name))
+        for entry in distribution.entry_points:
+            if entry.group == hookspecs.NAMESPACE:
+                found.append(FoundPlugin(_normalised(name), entry.name, entry.value, distribution.version))
+    return tuple(sorted(found))
+
+
+def load_plugins(found: Iterable[FoundPlugin]) -> tuple[LoadedPlugin, ...]:
+    """The objects that the entry points name; an import that fails fails alone."""
+    found = tuple(found)
+    names = [(f.distribution, f.entry_point) for f in found]
+    return tuple(_load(f, names.count((f.distribution, f.entry_point)) > 1) for f in found)
+
+
+def collect_plugins(loaded: Iterable[LoadedPlugin]) -> tuple[Plugin, ...]:
+    """The components of loaded plugins; one that breaks a rule is taken not at all, with the reason."""
+    return tuple(_collect_or_fail(plugin) for plugin in loaded)
+
+
+def collect(plugin: object, provenance: Provenance | None = None) -> Plugin:
+    """The components that a plugin object's hooks return.
+
+    Raises PluginError where a hook is misspelt, fails, returns no mapping, or a component breaks its kind's rules.
+    """
+    provenance = provenance or _given_provenance(plugin)
+    manager = _manager(plugin, provenance)
+    components: list[Component] = []
+    for kind in KINDS.values():
+        for returned in _call(manager, kind.hook):
+            if not isinstance(returned, Mapping):
+                raise PluginError(
+                    f"{kind.hook} returned {_a(returned)}; it must return a mapping from name to implementation."
+                )
+            components += [Component(kind, name, made, provenance) for name, made in returned.items()]
+    return Plugin(provenance, "loaded", tuple(components))
+
+
+def build_registry(
+    *, path: Sequence[str] | None = None, disable: Iterable[str] = (), files: Iterable[Path] = ()
+) -> Registry:
+    """A registry of every installed plugin, without those disabled, with those in single files.
+
+    Raises RequestError for an unknown name in disable, PluginError for a file that is no plugin.
+    """
+    off = {key.strip() for key in disable} - {""}
+    found = find_plugins(path)
+    active = [f for f in found if not off & {f.distribution, f"{f.distribution}:{f.entry_point}"}]
+    skipped = tuple(Plugin(f.provenance, "disabled") for f in found if f not in active)
+    plugins = sorted((*collect_plugins(load_plugins(active)), *skipped), key=lambda p: p.key)
+    registry = Registry(plugins, collect).without(off)
+    for file in files:
+        registry = registry.with_plugin(load_file(file))
+    return registry
+
+
+@functools.cache
+def default_registry() -> Registry:
+    """The registry of every installed plugin, built at the first look-up; `cache_clear()` is for tests.
+
+    `BREWER_DISABLE_PLUGINS`, names separated by commas, is read here. Every plugin that failed warns here, once.
+    """
+    registry = build_registry(disable=disabled_by_environment())
+    for plugin in registry.plugins:
+        if plugin.status == "failed":
+            warnings.warn(f"plugin {plugin.key} was left out: {plugin.error}", PluginWarning, stacklevel=2)
+    return registry
+
+
+def disabled_by_environment() -> tuple[str, ...]:
+    """The names in `BREWER_DISABLE_PLUGINS`."""
+    return tuple(name for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip())
+
+
+def load_file(file: Path) -> ModuleType:
+    """The module in a single file, imported as a plugin for this process.
+
+    Raises PluginError where the file is not there, or its import fails.
+    """
+    if not file.is_file():
+        raise PluginError(f"plugin file {file} does not exist.")
+    name = f"brewer_plugin_file_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin file {file} is no Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that annotations in it evaluate, and classes in it pickle
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise PluginError(f"plugin file {file} fails on import: {_reason(error)}.") from error
+    return module
+
+
+def _load(found: FoundPlugin, twice: bool) -> LoadedPlugin:
+    if twice:
+        return LoadedPlugin(
+            found,
+            error=f"{found.distribution} declares the entry point {found.entry_point!r} twice; {found.target} is one of them",
+        )
+    try:
+        plugin = metadata.EntryPoint(found.entry_point, found.target, hookspecs.NAMESPACE).load()
+        return LoadedPlugin(found, plugin() if isinstance(plugin, type) else plugin)
+    except (Exception, SystemExit) as error:
+        return LoadedPlugin(found, error=f"import of {found.target} fails: {_reason(error)}")
+
+
+def _collect_or_fail(loaded: LoadedPlugin) -> Plugin:
+    provenance = loaded.found.provenance
+    if loaded.plugin is None:
+        return Plugin(provenance, "failed", error=loaded.error or f"{loaded.found.target} is None")
+    try:
+        return collect(loaded.plugin, provenance)
+    except BrewerError as error:
+        return Plugin(provenance, "failed", error=str(error).rstrip("."))
+
+
+def _manager(plugin: object, provenance: Provenance) -> pluggy.PluginManager:
+    """A manager with this plugin alone, so that whatever it breaks it breaks for itself."""
+    manager = pluggy.PluginManager(hookspecs.NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin, f"{provenance.distribution}:{provenance.entry_point}")
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        known = ", ".join(kind.hook for kind in KINDS.values())
+        raise PluginError(f"{_one_line(error)}; the hooks are {known}, without arguments.") from error
+    if not manager.get_hookcallers(plugin):
+        raise PluginError(f"{_a(plugin)} has no function marked with @hookimpl; nothing would be provided.")
+    return manager
+
+
+def _call(manager: pluggy.PluginManager, hook: str) -> list[object]:
+    try:
+        return list(getattr(manager.hook, hook)())
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{hook} fails: {_reason(error)}.") from error
+
+
+def _given_provenance(plugin: object) -> Provenance:
+    if isinstance(plugin, ModuleType):
+        file = vars(plugin).get("__file__")
+        return Provenance(Path(file).name if file else "(passed in Python)", "", plugin.__name__)
+    return Provenance("(passed in Python)", "", type(plugin).__name__)
+
+
+def _normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_one_line(error)}" if str(error) else type(error).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _a(thing: object) -> str:
+    return f"module {thing.__name__}" if isinstance(thing, ModuleType) else f"a {type(thing).__name__}"
