@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from brewer_core.protocols import Strategy as Strategy
     from brewer_core.protocols import Task as Task
     from brewer_core.registry import Registry as Registry
-    from brewer_core.run import run as run
+    from brewer_core.run import run_config as run_config
 
 __version__ = "0.1.0"
 
@@ -67,7 +67,7 @@ _HOMES = {
     ),
     "protocols": ("LoadedModel", "ModelInfo", "Objective", "Step", "Strategy", "Task"),
     "registry": ("Registry",),
-    "run": ("run",),
+    "run": ("run_config",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from brewer_core.errors import AdaptorError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
@@ -87,12 +88,14 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
 
     def float(self) -> Features:
         """The same features with floating-point tensors in float32; nothing is copied that is float32 already."""
-        return Features(
-            {
-                name: Feature(tuple(t.float() if t.is_floating_point() else t for t in feature.tensors), feature.axes)
-                for name, feature in self._features.items()
-            }
-        )
+        return self._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+    def to(self, device: torch.device) -> Features:
+        """The same features on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
+        return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
 
     def replace(self, **features: Feature) -> Features:
         """The same features with some of them replaced or added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
 import os
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from brewer_core import hookspecs
-from brewer_core.components import KINDS, Component, Provenance
+from brewer_core.components import KINDS, Component, Kind, Provenance
 from brewer_core.errors import BrewerError, PluginError
 from brewer_core.registry import Plugin, Registry
 
@@ -32,6 +34,7 @@ class FoundPlugin:
     entry_point: str
     target: str
     version: str
+    error: str = ""  # set where the distribution's entry points cannot be read
 
     @property
     def provenance(self) -> Provenance:
@@ -60,13 +63,10 @@ def find_plugins(path: Sequence[str] | None = None) -> tuple[FoundPlugin, ...]:
     seen: set[str] = set()
     found: list[FoundPlugin] = []
     for distribution in metadata.distributions(path=list(sys.path if path is None else path)):
-        name = distribution.metadata["Name"]
-        if name is None or _normalised(name) in seen:
-            continue
-        seen.add(_normalised(name))
-        for entry in distribution.entry_points:
-            if entry.group == hookspecs.NAMESPACE:
-                found.append(FoundPlugin(_normalised(name), entry.name, entry.value, distribution.version))
+        name = _normalised(_header(distribution, "Name"))
+        if name and name not in seen:
+            seen.add(name)
+            found += _entry_points(distribution, name)
     return tuple(sorted(found))
 
 
@@ -85,18 +85,16 @@ def collect_plugins(loaded: Iterable[LoadedPlugin]) -> tuple[Plugin, ...]:
 def collect(plugin: object, provenance: Provenance | None = None) -> Plugin:
     """The components that a plugin object's hooks return.
 
-    Raises PluginError where a hook is misspelt, fails, returns no mapping, or a component breaks its kind's rules.
+    Raises PluginError where a hook is misspelt, fails or returns no mapping, ComponentError where a component breaks the
+    rules of its kind.
     """
     provenance = provenance or _given_provenance(plugin)
-    manager = _manager(plugin, provenance)
+    hooks = _hooks(plugin, provenance)
     components: list[Component] = []
     for kind in KINDS.values():
-        for returned in _call(manager, kind.hook):
-            if not isinstance(returned, Mapping):
-                raise PluginError(
-                    f"{kind.hook} returned {_a(returned)}; it must return a mapping from name to implementation."
-                )
-            components += [Component(kind, name, made, provenance) for name, made in returned.items()]
+        for hook in hooks.get(kind.hook, ()):
+            for name, implementation in _provided(hook, kind).items():
+                components.append(Component(kind, name, implementation, provenance))
     return Plugin(provenance, "loaded", tuple(components))
 
 
@@ -111,10 +109,10 @@ def build_registry(
     found = find_plugins(path)
     active = [f for f in found if not off & {f.distribution, f"{f.distribution}:{f.entry_point}"}]
     skipped = tuple(Plugin(f.provenance, "disabled") for f in found if f not in active)
-    plugins = sorted((*collect_plugins(load_plugins(active)), *skipped), key=lambda p: p.key)
+    plugins = sorted((*collect_plugins(load_plugins(active)), *skipped), key=_place)
     registry = Registry(plugins, collect).without(off)
     for file in files:
-        registry = registry.with_plugin(load_file(file))
+        registry = _with_file(registry, file)
     return registry
 
 
@@ -157,7 +155,35 @@ def load_file(file: Path) -> ModuleType:
     return module
 
 
+def _entry_points(distribution: metadata.Distribution, name: str) -> list[FoundPlugin]:
+    version = _header(distribution, "Version")
+    try:
+        entries = [entry for entry in distribution.entry_points if entry.group == hookspecs.NAMESPACE]
+    except Exception as error:  # a malformed file, of whichever distribution, is no reason for all others to fail
+        if f"[{hookspecs.NAMESPACE}]" not in (distribution.read_text("entry_points.txt") or ""):
+            return []
+        reason = f"entry_points.txt of {name} cannot be read: {_reason(error)}"
+        return [FoundPlugin(name, "entry_points.txt", "", version, reason)]
+    return [FoundPlugin(name, entry.name, entry.value, version) for entry in entries]
+
+
+def _header(distribution: metadata.Distribution, key: str) -> str:
+    """A line of the metadata; empty where it is missing, as in what a broken uninstall leaves."""
+    values = distribution.metadata.get_all(key)
+    return str(values[0]) if values else ""
+
+
+def _with_file(registry: Registry, file: Path) -> Registry:
+    module = load_file(file)
+    try:
+        return registry.with_plugin(module)
+    except BrewerError as error:
+        raise PluginError(f"plugin file {file}: {error}") from error
+
+
 def _load(found: FoundPlugin, twice: bool) -> LoadedPlugin:
+    if found.error:
+        return LoadedPlugin(found, error=found.error)
     if twice:
         return LoadedPlugin(
             found,
@@ -178,28 +204,50 @@ def _collect_or_fail(loaded: LoadedPlugin) -> Plugin:
         return collect(loaded.plugin, provenance)
     except BrewerError as error:
         return Plugin(provenance, "failed", error=str(error).rstrip("."))
-
-
-def _manager(plugin: object, provenance: Provenance) -> pluggy.PluginManager:
-    """A manager with this plugin alone, so that whatever it breaks it breaks for itself."""
-    manager = pluggy.PluginManager(hookspecs.NAMESPACE)
-    manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(plugin, f"{provenance.distribution}:{provenance.entry_point}")
-        manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as error:
-        known = ", ".join(kind.hook for kind in KINDS.values())
-        raise PluginError(f"{_one_line(error)}; the hooks are {known}, without arguments.") from error
-    if not manager.get_hookcallers(plugin):
-        raise PluginError(f"{_a(plugin)} has no function marked with @hookimpl; nothing would be provided.")
-    return manager
-
-
-def _call(manager: pluggy.PluginManager, hook: str) -> list[object]:
-    try:
-        return list(getattr(manager.hook, hook)())
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{hook} fails: {_reason(error)}.") from error
+        return Plugin(provenance, "failed", error=f"its components cannot be read: {_reason(error)}")
+
+
+def _hooks(plugin: object, provenance: Provenance) -> Mapping[str, Sequence[pluggy.HookImpl]]:
+    """The functions marked with `@hookimpl` by hook, in a manager with this plugin alone: what it breaks, it breaks for itself."""
+    manager = pluggy.PluginManager(hookspecs.NAMESPACE)
+    manager.register(plugin, f"{provenance.distribution}:{provenance.entry_point}")
+    hooks = {caller.name: caller.get_hookimpls() for caller in manager.get_hookcallers(plugin) or ()}
+    if not hooks:
+        raise PluginError(f"{_a(plugin)} has no function marked with @hookimpl; nothing would be provided.")
+    for name, found in hooks.items():
+        for hook in found:
+            _check_hook(name, hook)
+    manager.add_hookspecs(hookspecs)
+    manager.check_pending()
+    return hooks
+
+
+def _check_hook(name: str, hook: pluggy.HookImpl) -> None:
+    known = [kind.hook for kind in KINDS.values()]
+    if name not in known and not hook.optionalhook:
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"the hooks are {', '.join(known)}."
+        raise PluginError(f"{name} is no hook; {meant}")
+    if name in known and hook.argnames:
+        raise PluginError(f"{name} takes the parameters {', '.join(hook.argnames)}; a hook takes none.")
+    if hook.wrapper or hook.hookwrapper:
+        raise PluginError(f"{name} is a wrapper; a hook returns a mapping of its own plugin's implementations.")
+
+
+def _provided(hook: pluggy.HookImpl, kind: Kind) -> Mapping[str, Any]:
+    # Called directly: pluggy's own call drops a None, which is a hook that forgot to return.
+    try:
+        returned: object = hook.function()
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{kind.hook} fails: {_reason(error)}.") from error
+    if not isinstance(returned, Mapping):
+        raise PluginError(f"{kind.hook} returned {_a(returned)}; it must return a mapping from name to implementation.")
+    return returned
+
+
+def _place(plugin: Plugin) -> tuple[str, str]:
+    return plugin.provenance.distribution, plugin.provenance.entry_point
 
 
 def _given_provenance(plugin: object) -> Provenance:
@@ -222,4 +270,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _a(thing: object) -> str:
-    return f"module {thing.__name__}" if isinstance(thing, ModuleType) else f"a {type(thing).__name__}"
+    if thing is None:
+        return "nothing"
+    if isinstance(thing, ModuleType):
+        return f"module {thing.__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -56,20 +56,34 @@ class LoadedModel:
 
     save: writes the model and its tokenizer into a folder, for the model's own library to load.
     forward_arguments: told the features a run reads, makes the model give them, and returns what to add to each call.
+    origin: where its first weights come from, for the reader of a summary: `from scratch`, `pretrained NAME`.
     """
 
     model: nn.Module
     tokenizer: Any
     save: Callable[[Path], None]
     forward_arguments: Callable[[frozenset[str]], Mapping[str, Any]] = field(default=lambda _: {})
+    origin: str = ""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a strategy is told of a model: the widths of its hidden states and attention, None where unknown."""
+    """What is known of a model before training: by feature, the width (last axis) of each of its layers."""
 
     name: str
-    hidden_size: int | None = None
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, features: Features) -> ModelInfo:
+        """What the features of one batch tell of a model."""
+        shaped = {key: tensors for key, tensors in features.items() if all(t.dim() > 0 for t in tensors)}
+        return cls(name, {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()})
+
+    def width(self, feature: str, layer: int | tuple[int, ...]) -> int | None:
+        """The width of a layer, of the first of several; None where it is not known."""
+        index = layer[0] if isinstance(layer, tuple) else layer
+        known = self.widths.get(feature, ())
+        return known[index] if -len(known) <= index < len(known) else None
 
 
 @dataclass(frozen=True)

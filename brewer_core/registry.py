@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from brewer_core.components import KINDS, Component, Method, Provenance
+from brewer_core.components import KINDS, Component, Method, Provenance, kind_named
 from brewer_core.errors import ConflictingComponentError, RequestError, UnknownComponentError
 
 Status = Literal["loaded", "failed", "disabled"]
@@ -55,7 +55,7 @@ class Registry:
     def with_plugin(self, plugin: object) -> Registry:
         """A registry with the components of one plugin object more, this one staying as it is.
 
-        Raises PluginError where the object breaks a rule for plugins.
+        Raises PluginError or ComponentError where the object breaks a rule for plugins.
         """
         return Registry((*self._plugins, self._collect(plugin)), self._collect)
 
@@ -76,6 +76,7 @@ class Registry:
 
     def names(self, kind: str) -> tuple[str, ...]:
         """The names of the components of a kind that can be used, sorted."""
+        kind = kind_named(kind).name
         return tuple(sorted(name for (k, name), found in self._providers.items() if k == kind and len(found) == 1))
 
     def components(self) -> tuple[Component, ...]:
@@ -91,8 +92,10 @@ class Registry:
     def get(self, kind: str, name: str) -> Component:
         """The component of this kind and name.
 
-        Raises UnknownComponentError or ConflictingComponentError; the text says what to do.
+        Raises UnknownComponentError or ConflictingComponentError, whose texts say what to do, and RequestError for an
+        unknown kind.
         """
+        kind = kind_named(kind).name
         found = self._providers.get((kind, name), [])
         if len(found) == 1:
             return found[0]

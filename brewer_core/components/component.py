@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -50,7 +51,8 @@ class Component:
             raise ComponentError(f"{self.kind.title} {self.name!r} has a name that is not an identifier.")
         object.__setattr__(self, "signature", read_signature(self.kind, self.name, self.implementation))
         self._check_facts()
-        self._check_defaults()
+        for option in self.signature.options:
+            self._check_type(option)
 
     @classmethod
     def passed(cls, kind: str, implementation: Callable[..., Any]) -> Component:
@@ -65,9 +67,11 @@ class Component:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the docstring's first line."""
-        doc = inspect.getdoc(self.implementation) or ""
-        return doc.partition("\n")[0].strip()
+        """The first line of the docstring; the class's own, of a class, and the function's, of a partial."""
+        implementation = self.implementation
+        documented = implementation.func if isinstance(implementation, functools.partial) else implementation
+        doc = vars(documented).get("__doc__") if isinstance(documented, type) else inspect.getdoc(documented)
+        return inspect.cleandoc(doc or "").partition("\n")[0].strip()
 
     @property
     def stateful(self) -> bool:
@@ -106,6 +110,10 @@ class Component:
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise RequestError(f"options of the {self.kind.title} `{self.name}`: {problems}.") from error
+        except (TypeError, ValueError) as error:
+            raise RequestError(
+                f"options of the {self.kind.title} `{self.name}` are no JSON values: {error}."
+            ) from error
 
     def _check_facts(self) -> None:
         known = {option.name for option in self.signature.options}
@@ -115,20 +123,21 @@ class Component:
                     f"{self.kind.title} `{self.name}` declares positional option `{name}`, which it does not have."
                 )
 
-    def _check_defaults(self) -> None:
-        for option in self.signature.options:
-            if option.default is inspect.Parameter.empty:
-                continue
-            try:
-                TypeAdapter(option.annotation, config=_STRICT).validate_json(
-                    json.dumps(option.default, allow_nan=False)
-                )
-            except (ValidationError, TypeError, ValueError) as error:
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-                raise ComponentError(
-                    f"{self.kind.title} `{self.name}` has the option `{option.name}` with the default "
-                    f"{option.default!r}, which its own type refuses: {reason}."
-                ) from error
+    def _check_type(self, option: Option) -> None:
+        label = f"{self.kind.title} `{self.name}` has the option `{option.name}`"
+        try:
+            adapter = TypeAdapter(option.annotation, config=_STRICT)
+        except Exception as error:
+            raise ComponentError(f"{label} annotated {option.annotation}, which pydantic refuses: {error}.") from error
+        if option.default is inspect.Parameter.empty:
+            return
+        try:
+            adapter.validate_json(json.dumps(option.default, allow_nan=False))
+        except (ValidationError, TypeError, ValueError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise ComponentError(
+                f"{label} with the default {option.default!r}, which its own type refuses: {reason}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,9 @@ class Method:
         Raises RequestError where a required input is not there.
         """
         signature = self.component.signature
-        inputs = {name: available.get(name) for name in signature.inputs}
+        inputs = {name: available[name] for name in signature.inputs if available.get(name) is not None}
         for name in signature.required:
-            if inputs[name] is None:
+            if name not in inputs:
                 raise RequestError(
                     f"the {self.component.kind.title} `{self.component.name}` needs the input `{name}`, which this run does not have."
                 )
@@ -155,7 +164,7 @@ class Method:
 
 
 def _field(option: Option) -> tuple[Any, Any]:
-    annotation = Annotated[option.annotation, Field(alias=option.name)]
+    annotation: Any = Annotated[option.annotation, Field(alias=option.name)]
     return (annotation, ... if option.default is inspect.Parameter.empty else option.default)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,7 +30,7 @@ class Facts:
 def component(
     *,
     over: Over | Callable[[Counts], float] | None = None,
-    positional: tuple[str, ...] = (),
+    positional: Sequence[str] = (),
     source: str | None = None,
     name: str | None = None,
 ) -> Callable[[AnyCallable], AnyCallable]:

@@ -68,7 +68,7 @@ class _Reader:
         function, parameters = self._parameters(implementation)
         positional, keywords = self._split(parameters)
         return Signature(
-            self._count(positional, len(self.kind.positional), self.kind.trailing),
+            self._count(positional),
             *self._inputs(keywords, self.kind.named),
             options=self._options(function, keywords, self.kind.named),
         )
@@ -79,11 +79,13 @@ class _Reader:
         options = self._options(constructor, keywords, self.kind.sizes)
         sizes = tuple(p.name for p in keywords if p.name in self.kind.sizes)
         if self.kind.life == "class":
-            return Signature(self._count(positional, len(self.kind.positional)), (), (), options, sizes)
-        self._count(positional, 0)
-        call = getattr(implementation, "forward", None) or implementation.__call__
-        called, named = self._split(list(inspect.signature(call).parameters.values())[1:])
-        count = self._count(called, len(self.kind.positional), self.kind.trailing)
+            return Signature(self._count(positional), (), (), options, sizes)
+        if positional and positional[0].default is Parameter.empty:
+            raise self.refuse(
+                f"has the positional parameter `{positional[0].name}` in `__init__`; options of a class follow a `*`."
+            )
+        called, named = self._split(list(_signature(self._call_of(implementation), self).parameters.values())[1:])
+        count = self._count(called)
         for parameter in named:
             if parameter.name not in self.kind.named:
                 raise self.refuse(
@@ -91,6 +93,15 @@ class _Reader:
                     "options of a class belong to its `__init__`."
                 )
         return Signature(count, *self._inputs(named, self.kind.named), options=options, sizes=sizes)
+
+    def _call_of(self, implementation: type) -> Callable[..., Any]:
+        """What a call of an instance runs: `forward` of an `nn.Module`, else `__call__`."""
+        if not any("__call__" in vars(c) for c in implementation.__mro__):
+            raise self.refuse(
+                "is a class whose instances cannot be called; give it `__call__`, or an nn.Module `forward`."
+            )
+        call: Callable[..., Any] = getattr(implementation, "forward", None) or implementation.__call__
+        return call
 
     def _parameters(self, implementation: Callable[..., Any]) -> tuple[Callable[..., Any], list[Parameter]]:
         """The function behind an implementation, and its parameters as a caller of the implementation sees them."""
@@ -102,18 +113,26 @@ class _Reader:
 
     def _partial(self, partial: functools.partial[Any]) -> tuple[Callable[..., Any], list[Parameter]]:
         # The partial's own signature turns parameters after a bound one into keyword-only: read the function's.
+        if isinstance(partial.func, type) and self.kind.life == "called":
+            raise self.refuse(
+                f"is a partial of the class {partial.func.__name__}; give a subclass with other defaults."
+            )
         function, parameters = self._parameters(partial.func)
         positional, _ = self._split(parameters)
         parameters = [p for p in parameters if p not in positional[: len(partial.args)]]
-        for p in parameters:
-            if p.name in partial.keywords and p.kind is not Parameter.KEYWORD_ONLY:
-                raise self.refuse(f"is a partial that binds its input `{p.name}`; bind options only.")
+        called = positional[len(partial.args) :][: len(self.kind.positional)]
+        for name in partial.keywords:
+            if name in self.kind.named or name in [p.name for p in called]:
+                raise self.refuse(f"is a partial that binds its input `{name}`; bind options only.")
+            if name not in [p.name for p in parameters]:
+                raise self.refuse(f"is a partial that binds `{name}`, which its function does not take.")
         bound = [p.replace(default=partial.keywords[p.name]) if p.name in partial.keywords else p for p in parameters]
         return function, bound
 
     def _constructor(self, implementation: type) -> tuple[Callable[..., Any], list[Parameter]]:
         owner = next(c for c in implementation.__mro__ if "__init__" in vars(c))
-        if owner is object or owner.__module__ == "torch.nn.modules.module":
+        # A protocol has an `__init__` that typing made, and nn.Module one that takes anything.
+        if owner is object or vars(owner)["__init__"].__module__ in ("typing", "torch.nn.modules.module"):
             return implementation, []
         constructor = owner.__init__  # type: ignore[misc]  # read only, and of exactly the class that defines it
         return constructor, list(_signature(constructor, self).parameters.values())[1:]
@@ -126,17 +145,24 @@ class _Reader:
         keywords = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
         return [p for p in parameters if p.kind is not Parameter.KEYWORD_ONLY], keywords
 
-    def _count(self, positional: list[Parameter], known: int, trailing: int = 0) -> int:
-        expected = f"({', '.join(self.kind.positional[:known])})" if known else "no positional parameters"
-        if len(positional) < known - trailing:
-            raise self.refuse(f"takes {len(positional)} positional inputs; a {self.kind.title} takes {expected}.")
-        for extra in positional[known:]:
+    def _count(self, positional: list[Parameter]) -> int:
+        """How many of the kind's positional inputs these parameters take."""
+        inputs, required = self.kind.positional, len(self.kind.positional) - self.kind.trailing
+        expected = f"called with ({', '.join(inputs)})" if inputs else "called without positional inputs"
+        if len(positional) < required:
+            raise self.refuse(f"has too few positional parameters, {len(positional)}; it is {expected}.")
+        for extra in positional[len(inputs) :]:
             if extra.default is Parameter.empty:
                 raise self.refuse(
-                    f"has the further positional parameter `{extra.name}`; a {self.kind.title} takes {expected}, "
+                    f"has the further positional parameter `{extra.name}`; it is {expected}, options follow a `*`."
+                )
+        for input_name, p in list(zip(inputs, positional, strict=False))[required:]:
+            if p.default is not Parameter.empty and p.default is not None:  # the input would land in an option
+                raise self.refuse(
+                    f"has the positional parameter `{p.name}={p.default!r}` in the place of the input `{input_name}`; "
                     "options follow a `*`."
                 )
-        return min(len(positional), known)
+        return min(len(positional), len(inputs))
 
     def _inputs(self, keywords: list[Parameter], names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         named = [p for p in keywords if p.name in names]
@@ -149,41 +175,46 @@ class _Reader:
         name = parameter.name
         if name.startswith("_"):
             raise self.refuse(f"has the option `{name}`; an option does not begin with an underscore.")
+        if name == "name":
+            raise self.refuse(
+                "has the option `name`, which names the component itself in a config; call it something else."
+            )
         if name in RESERVED:
             own = ", ".join(self.kind.named) or "none"
             raise self.refuse(
                 f"has the option `{name}`, which is the name of an input elsewhere; call it something else "
-                f"(named inputs of a {self.kind.title}: {own})."
+                f"(named inputs of this kind: {own})."
             )
         if parameter.annotation is Parameter.empty:
             raise self.refuse(
-                f"has the option `{name}` without an annotation; write its type, such as `{name}: float`."
+                f"has the option `{name}` without an annotation; write its type, such as `{name}: float`{self._hint(name)}"
             )
         annotation = self._evaluate(function, name, parameter.annotation)
         for part in _parts(annotation):
             if not _is_json(part):
                 raise self.refuse(
-                    f"has the option `{name}` of type {_type_name(part)}, which is no JSON type{self._hint(name)}."
+                    f"has the option `{name}` of type {_type_name(part)}, which is no JSON type{self._hint(name)}"
                 )
         return Option(name, annotation, parameter.default)
 
     def _hint(self, name: str) -> str:
+        """The end of a sentence: a full stop, or the input that was meant."""
         close = difflib.get_close_matches(name, self.kind.named, n=1, cutoff=0.5)
-        return f"; did you mean the input `{close[0]}`?" if close else ""
+        return f"; did you mean the input `{close[0]}`?" if close else "."
 
     def _evaluate(self, function: Any, name: str, annotation: Any) -> Any:
-        if not isinstance(annotation, str):
-            return annotation
         inner = inspect.unwrap(function)
         namespace = dict(vars(sys.modules.get(inner.__module__, types.ModuleType(""))))
         namespace.update(getattr(inner, "__globals__", {}))
         try:
             # The plugin's own source text, already imported as code: only its options' annotations are evaluated.
-            return eval(annotation, namespace)
+            while isinstance(annotation, str):
+                annotation = eval(annotation, namespace)
+            return annotation
         except Exception as error:
             raise self.refuse(
                 f"has the option `{name}` annotated {annotation!r}, which does not evaluate ({error}); import what it "
-                "names at run time."
+                f"names at run time{self._hint(name)}"
             ) from error
 
 

@@ -1,0 +1,60 @@
+"""Batches as loaders yield them: moved, counted, and passed to models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from brewer_core.errors import DataError
+from brewer_core.protocols import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def move_to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device. Mappings become dicts, sequences tuples; the loader's own is not changed."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: move_to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return tuple(move_to_device(value, device) for value in batch)
+    return batch
+
+
+def call_model(model: nn.Module, batch: Batch, arguments: Mapping[str, Any]) -> Any:
+    """`model(**batch, **arguments)` for a mapping, `model(*batch, **arguments)` for a sequence."""
+    if isinstance(batch, Mapping):
+        return model(**batch, **arguments)
+    if isinstance(batch, (list, tuple)):
+        return model(*batch, **arguments)
+    return model(batch, **arguments)
+
+
+def side(batch: Batch, role: str) -> Batch:
+    """The part of a batch for `teacher` or `student`, where it holds one for each; else the batch itself."""
+    if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
+        return batch[role]
+    return batch
+
+
+def rows(batch: Batch) -> int:
+    """The number of rows: the first axis of the first tensor. Raises DataError where there is none."""
+    for tensor in _tensors(batch):
+        if tensor.dim() > 0:
+            return int(tensor.shape[0])
+    raise DataError("the batch holds no tensor with rows; a loader must yield tensors in a tuple, a list or a mapping.")
+
+
+def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(value)

@@ -1,0 +1,97 @@
+"""The command's front: its sub-commands, and what becomes of errors and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from brewer_core.cli.listing import list_plugins
+from brewer_core.cli.running import run
+from brewer_core.errors import BrewerError
+
+TRACEBACK = "--traceback"
+
+# Typer carries a Click of its own in late versions and uses the library in earlier ones; either way these are its bases.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="brewer",
+    help="Knowledge distillation in which every method is a plugin.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run)
+app.command("list-plugins")(list_plugins)
+
+
+def main() -> None:
+    """Run the command line and exit: 0, 1 where a run failed, 2 for a faulty request, 130 or 143 when stopped."""
+    arguments = sys.argv[1:]
+    sys.exit(execute([a for a in arguments if a != TRACEBACK], with_traceback=TRACEBACK in arguments))
+
+
+def execute(arguments: Sequence[str], with_traceback: bool = False) -> int:
+    """Carry out a command line and return its exit status."""
+    warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return int(app(args=list(arguments), prog_name="brewer", standalone_mode=False) or 0)
+    except BrewerError as error:
+        return _failed(error, error.exit_status, with_traceback)
+    except _ClickError as error:
+        return _failed(error, 2, with_traceback)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("stopped; the run's folder says how far it came")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    traceback_: Annotated[bool, typer.Option(TRACEBACK, help="Show where an error was raised.")] = False,
+) -> None:
+    del traceback_  # `main` takes it out of the arguments, so that it may stand anywhere
+    if version:
+        from brewer_core import __version__
+
+        typer.echo(f"brewer {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _failed(error: Exception, status: int, with_traceback: bool) -> int:
+    if with_traceback:
+        traceback.print_exc()
+    text = str(error)
+    if isinstance(error, _ClickError):
+        text = f"{error.format_message()} Try `brewer --help`, or `brewer COMMAND --help`."  # type: ignore[attr-defined]
+    _say(f"error: {text}")
+    return status
+
+
+def _say(text: str) -> None:
+    print(f"brewer: {text}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    del category, where
+    _say(f"warning: {' '.join(str(message).split())}")
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    del number, frame
+    _say("stopped by a signal; the run's folder says how far it came")
+    raise SystemExit(143)

@@ -1,0 +1,196 @@
+"""What all configs share: frozen and closed models, and problems told as sentences with a path."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationError
+from typing_extensions import Self
+
+from brewer_core.errors import ConfigError, ReadOnlyError
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+
+
+class FrozenDict(dict[Key, Value]):
+    """A dict that cannot be written to, yet pickles and serialises like one."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise ReadOnlyError("this mapping belongs to a config and is read-only; build a new config instead.")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[FrozenDict[Key, Value]], tuple[dict[Key, Value]]]:
+        return (FrozenDict, (dict(self),))
+
+
+def freeze(value: Any) -> Any:
+    """The same value with lists as tuples and mappings as read-only mappings, all the way down."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: freeze(inner) for key, inner in value.items()})
+    return tuple(freeze(inner) for inner in value) if isinstance(value, (list, tuple)) else value
+
+
+FrozenOptions = Annotated[dict[str, Any], AfterValidator(freeze)]
+
+
+class Config(BaseModel):
+    """A frozen, closed config. Unknown keys and non-finite numbers are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="null",
+    )
+
+    @classmethod
+    def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:
+        """The config in a dict. Raises ConfigError with every problem in it."""
+        return validated(cls, dict(dict_object), cls.__name__)
+
+    @classmethod
+    def from_json_file(cls, json_filename: str | Path) -> Self:
+        """The config in a JSON file. Raises ConfigError with every problem in it, or where it is no JSON."""
+        return validated(cls, read_json(Path(json_filename)), str(json_filename))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values; components in their mapping form."""
+        return self.model_dump(mode="json")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            raise ReadOnlyError(
+                f"{type(self).__name__} is frozen; in place of assigning `{name}`, build a new one: "
+                f"config.model_copy(update={{{name!r}: ...}}) or {type(self).__name__}(..., {name}=...)."
+            )
+        super().__setattr__(name, value)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], document: Any, source: str, context: Mapping[str, Any] | None = None) -> Model:
+    """The model made of a document. Raises ConfigError with all of its problems, each with its path."""
+    try:
+        return model.model_validate(document, context=dict(context or {}))
+    except ValidationError as error:
+        raise ConfigError(problems(error, model), source) from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ConfigError where it is not there, or is no JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(["there is no such file"], str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"the file cannot be read: {error}"], str(path)) from error
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            [
+                f"line {error.lineno}, column {error.colno}: not JSON ({error.msg}); check for a missing comma or quote there"
+            ],
+            str(path),
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"not JSON that can be read: {error}"], str(path)) from error
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence for each problem, with its path: `stages[1].training.lr: unknown key; did you mean ...?`."""
+    return [_problem(details, model) for details in error.errors(include_url=False)]
+
+
+def path_text(location: Sequence[str | int]) -> str:
+    """A path as configs write it: `stages[1].distillation`."""
+    text = ""
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _problem(details: Any, model: type[BaseModel]) -> str:
+    location = tuple(details["loc"])
+    owners, location = _owners(model, location)
+    path = path_text(location)
+    return f"{path}: {_reason(details, owners, location)}" if path else _reason(details, owners, location)
+
+
+def _reason(details: Any, owners: set[type[BaseModel]], location: tuple[str | int, ...]) -> str:
+    if details["type"] == "missing":
+        return "is required"
+    if details["type"] == "extra_forbidden":
+        known = sorted({name for owner in owners for name in owner.model_fields})
+        return f"unknown key{did_you_mean(str(location[-1]), known)}"
+    message = str(details["msg"]).removeprefix("Value error, ")
+    if details["type"] in ("text", "value_error"):
+        return message
+    if details["type"].startswith("union_tag"):
+        return message
+    return f"{message[0].lower()}{message[1:]}, not {_shown(details['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where a known name is close, else the known names."""
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _owners(
+    model: type[BaseModel], location: tuple[str | int, ...]
+) -> tuple[set[type[BaseModel]], tuple[str | int, ...]]:
+    """The models that hold the last step of a location, and the location without the tags of unions."""
+    owners, path = {model}, []
+    for step in location:
+        tagged = {owner for owner in owners if isinstance(step, str) and _tag(owner) == step}
+        if tagged:
+            owners = tagged
+            continue
+        path.append(step)
+        if step != location[-1] or len(path) < len(location):
+            inner = {
+                m
+                for owner in owners
+                if step in owner.model_fields
+                for m in _models(owner.model_fields[str(step)].annotation)
+            }
+            owners = inner or owners
+    return owners, tuple(path)
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return kind.default if kind is not None and isinstance(kind.default, str) else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")

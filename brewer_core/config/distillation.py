@@ -1,0 +1,120 @@
+"""What is distilled and how it is weighed, under TextBrewer's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text
+from brewer_core.config.positional import PositionalConfig
+from brewer_core.config.refs import ComponentRef, OfKind
+
+
+def _layers(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if (
+        isinstance(value, (list, tuple))
+        and value
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    ):
+        return tuple(value)
+    raise PydanticCustomError(
+        "text", "expected a layer such as 3, or several such as [3, 4], not {value}", {"value": repr(value)}
+    )
+
+
+Layers = Annotated[
+    Any,
+    PlainValidator(_layers),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}),
+]
+
+_PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_dim, optimizer group]'
+
+
+class IntermediateMatch(Config):
+    """A loss between intermediate features of teacher and student."""
+
+    layer_T: Layers
+    """The teacher's layer, an index into what its adaptor returns; a list of two for losses on pairs of layers."""
+    layer_S: Layers
+    """The student's layer, likewise."""
+    weight: Float
+    """The factor of this loss in the total."""
+    loss: Annotated[ComponentRef, OfKind("match_loss", callables=True)]
+    """The match loss."""
+    feature: Text
+    """What the adaptors return the layers under: `hidden`, `attention`, or a name of their own."""
+    proj: Annotated[ComponentRef | None, OfKind("projection", optional=True, callables=True, expected=_PROJ_FORM)] = (
+        None
+    )
+    """The projection of the student's features to the teacher's width."""
+    proj_dims: tuple[Int, Int] | None = None
+    """Student and teacher width, where the list form of `proj` gave them; else they are read from the models."""
+    proj_optimizer: FrozenOptions | None = None
+    """Settings of the projection's own parameter group, such as `{"lr": 0.001}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_list_form(cls, data: Any) -> Any:
+        """TextBrewer's `proj: [name, student_dim, teacher_dim, optimizer group]` as three keys."""
+        proj = data.get("proj") if isinstance(data, Mapping) else None
+        if not isinstance(proj, (list, tuple)):
+            return data
+        dims = proj[1:3]
+        if len(proj) not in (3, 4) or any(isinstance(d, bool) or not isinstance(d, int) for d in dims):
+            return data  # the field itself refuses it, with its path
+        group = proj[3] if len(proj) == 4 else data.get("proj_optimizer")
+        return {**data, "proj": proj[0], "proj_dims": tuple(dims), "proj_optimizer": group or None}
+
+
+class DistillationConfig(PositionalConfig):
+    """The terms of a distillation: `kd_loss_weight * kd_loss + hard_label_weight * sum(losses) + matches`.
+
+    Frozen: `config.model_copy(update={...})` gives another. Names of components are looked up when something is built
+    from it; a field that names a component also takes a callable in Python.
+    Raises ConfigError where a value is out of range or of the wrong type.
+    """
+
+    temperature: Annotated[Float, Field(gt=0)] = 4
+    """Student and teacher logits are divided by it."""
+    temperature_scheduler: Annotated[
+        ComponentRef | None, OfKind("temperature_scheduler", optional=True, listed=True, callables=True)
+    ] = None
+    """Adjusts the temperature to the logits: `["flsw", 1, 2]` or `{"name": "flsw", "beta": 1, "gamma": 2}`."""
+    hard_label_weight: Float = 0
+    """The factor of the sum of the `losses` that the student's adaptor returns."""
+    hard_label_weight_scheduler: Annotated[
+        ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
+    ] = None
+    """Multiplies `hard_label_weight` over the run."""
+    kd_loss_type: Annotated[ComponentRef, OfKind("kd_loss", callables=True)] = ComponentRef("kd_loss", "ce")
+    """The loss between the logits."""
+    kd_loss_weight: Float = 1
+    """The factor of the loss between the logits."""
+    kd_loss_weight_scheduler: Annotated[
+        ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
+    ] = None
+    """Multiplies `kd_loss_weight` over the run."""
+    probability_shift: Bool = False
+    """Exchange the teacher's largest logit with that of the true label, where they differ."""
+    intermediate_matches: tuple[IntermediateMatch, ...] | None = None
+    """Losses between intermediate features."""
+    is_caching_logits: Bool = False
+    """Compute the teacher's logits once for each row and keep them in memory."""
+
+    _positional_defaults: ClassVar[dict[str, Any]] = {
+        "temperature_scheduler": "none",
+        "hard_label_weight_scheduler": "none",
+        "kd_loss_type": "ce",
+        "kd_loss_weight_scheduler": "none",
+    }
+
+    @property
+    def matches(self) -> tuple[IntermediateMatch, ...]:
+        """The intermediate matches, none where there are none."""
+        return self.intermediate_matches or ()

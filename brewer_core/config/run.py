@@ -1,0 +1,316 @@
+"""The config of `brewer run`: data, models, stages, evaluation, all of it JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from brewer_core.config.base import Bool, Config, Float, FrozenDict, Int, Text, freeze, problems, read_json
+from brewer_core.config.crossrefs import reference_problems
+from brewer_core.config.distillation import DistillationConfig
+from brewer_core.config.overrides import override
+from brewer_core.config.refs import ComponentRef, OfKind
+from brewer_core.config.training import Count, LossNormalization, Precision
+from brewer_core.errors import ConfigError
+from brewer_core.protocols import ComponentLookup
+
+Positive = Annotated[Float, Field(gt=0)]
+Filled = TypeVar("Filled", bound=Sized)
+Share = Annotated[Float, Field(ge=0, lt=1)]
+
+
+def _columns(value: Any) -> str | tuple[str, str]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, str) and v for v in value):
+        return (value[0], value[1])
+    raise PydanticCustomError(
+        "text", "expected a column, or a list of two columns for a pair of texts, not {v}", {"v": repr(value)}
+    )
+
+
+def _not_empty(value: Filled) -> Filled:
+    if not value:
+        raise PydanticCustomError("text", "is empty; name at least one")
+    return value
+
+
+Columns = Annotated[
+    Any,
+    PlainValidator(_columns),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class TextClassificationTask(Config):
+    """One class for each text, or for each pair of texts."""
+
+    kind: Literal["text_classification"] = "text_classification"
+    """The kind of task."""
+    labels: tuple[Text, ...] | None = None
+    """Names of the classes, in order; read off the labelled training data where absent."""
+    pair: Bool = False
+    """Whether each row holds two texts."""
+
+
+class Tokenization(Config):
+    """Where the tokenizer comes from, and how long a text may be."""
+
+    source: Text = Field("teacher", alias="from")
+    """`teacher` (the first teacher's own), `train` (trained on the texts of the run), or a folder."""
+    max_length: Count = 128
+    """Tokens a row, special ones included; longer texts are cut."""
+    vocab_size: Count = 8000
+    """Entries of a tokenizer that is trained here."""
+
+
+class Select(Config):
+    """A part of the rows, drawn by the run's seed."""
+
+    rows: Count | None = None
+    """How many rows."""
+    share: Annotated[Float, Field(gt=0, le=1)] | None = None
+    """Which share of the rows."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.rows is None) == (self.share is None):
+            raise ValueError("expected one of rows and share")
+        return self
+
+
+class DataConfig(Config):
+    """A source of rows and the columns to read."""
+
+    source: Annotated[ComponentRef, OfKind("dataset")]
+    """The data set."""
+    text: Columns = "text"
+    """The column with the text, or the two columns with a pair."""
+    label: Text | None = "label"
+    """The column with the label; null where the rows have none."""
+    select: Select | None = None
+    """Take a part of the rows only."""
+
+
+class OptimizerConfig(Config):
+    """An optimizer of torch.optim."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Which one."""
+    learning_rate: Positive = 1e-3
+    """The highest learning rate of the schedule."""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.01
+    """Decay of every weight."""
+    momentum: Share = 0.0
+    """Momentum of `sgd`."""
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves over the stage."""
+
+    name: Literal["constant", "linear", "cosine", "one_cycle"] = "linear"
+    """After the warm-up: stay, fall linearly to 0, fall as a cosine to 0, or torch's OneCycleLR."""
+    warmup: Share = 0.1
+    """Share of the steps over which the rate rises (its peak, for `one_cycle`)."""
+
+
+class Optimization(Config):
+    """How a stage trains: exactly one of epochs and steps, and the rest."""
+
+    epochs: Count | None = None
+    """Passes over the training rows."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    batch_size: Count = 16
+    """Rows in one forward pass."""
+    accumulation: Count = 1
+    """Forward passes in one optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning-rate schedule."""
+    max_grad_norm: Positive | None = 1.0
+    """Clip the gradients of all that is trained to this norm; null for no clipping."""
+    loss_normalization: LossNormalization = "step"
+    """`step`: mean over the items of the whole optimizer step. `micro_batch`: mean of the micro-batches' means."""
+    group_by_length: Bool = True
+    """Put texts of like length into a batch, so that less is padded."""
+    log_every_steps: Count = 10
+    """Optimizer steps from log line to log line."""
+    checkpoint_every_steps: Count | None = None
+    """Optimizer steps from checkpoint to checkpoint; null for one at the end."""
+    keep_last: Count = 1
+    """How many of the latest checkpoints to keep."""
+    keep_best: Bool = True
+    """Keep the checkpoint that `evaluation.best` names beside the latest ones."""
+
+
+class SupervisedStage(Config):
+    """Train a model on labels."""
+
+    kind: Literal["supervised"] = "supervised"
+    """The kind of stage."""
+    name: Text
+    """A name of its own, that of the stage's folder."""
+    model: Text
+    """The model to train."""
+    train: Annotated[tuple[Text, ...], AfterValidator(_not_empty)]
+    """Data to train on, `NAME` or `NAME.SPLIT`."""
+    training: Optimization
+    """How to train."""
+
+
+class TeacherRef(Config):
+    """A teacher of a stage."""
+
+    model: Text
+    """Its model."""
+    adaptor: Annotated[ComponentRef | None, OfKind("adaptor", optional=True)] = None
+    """Its adaptor; that of `adaptors.teacher` where absent."""
+    weight: Positive = 1.0
+    """Its weight among several teachers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, data: Any) -> Any:
+        return {"model": data} if isinstance(data, str) else data
+
+
+class Adaptors(Config):
+    """What turns batches and model outputs into features."""
+
+    teacher: Annotated[ComponentRef, OfKind("adaptor")] = ComponentRef("adaptor", "text_classification")
+    """The teachers' adaptor."""
+    student: Annotated[ComponentRef, OfKind("adaptor")] = ComponentRef("adaptor", "text_classification")
+    """The student's adaptor."""
+
+
+class DistillStage(Config):
+    """Distil teachers into a student."""
+
+    kind: Literal["distill"] = "distill"
+    """The kind of stage."""
+    name: Text
+    """A name of its own, that of the stage's folder."""
+    student: Text
+    """The model that learns."""
+    teachers: Annotated[tuple[TeacherRef, ...], AfterValidator(_not_empty)]
+    """The models that teach."""
+    train: Annotated[tuple[Text, ...], AfterValidator(_not_empty)]
+    """Labelled data to train on, `NAME` or `NAME.SPLIT`."""
+    unlabelled: tuple[Text, ...] = ()
+    """Data without labels, for the teachers alone to answer."""
+    strategy: Annotated[ComponentRef, OfKind("strategy")] = ComponentRef("strategy", "general")
+    """Who teaches what."""
+    adaptors: Adaptors = Adaptors()
+    """What turns batches and model outputs into features."""
+    distillation: DistillationConfig = DistillationConfig()
+    """The terms of the loss."""
+    training: Optimization
+    """How to train."""
+
+
+class Best(Config):
+    """Which checkpoint is the best."""
+
+    metric: Text
+    """The metric to compare."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more of it is better."""
+
+
+class Evaluation(Config):
+    """How models are evaluated."""
+
+    data: Text
+    """Labelled data that is never trained on, `NAME` or `NAME.SPLIT`."""
+    test: Text | None = None
+    """Labelled data for the final figures; those come from `data` where absent."""
+    metrics: Annotated[tuple[Annotated[ComponentRef, OfKind("metric")], ...], AfterValidator(_not_empty)] = (
+        ComponentRef("metric", "accuracy"),
+    )
+    """What is measured."""
+    best: Best | None = None
+    """Choose the best checkpoint by a metric on `data`; the last one is taken where absent."""
+    every_steps: Count | None = None
+    """Optimizer steps from evaluation to evaluation; at checkpoints where absent."""
+    batch_size: Count = 64
+    """Rows in one forward pass."""
+
+
+class RunConfig(Config):
+    """A whole run."""
+
+    schema_version: Literal[1] = 1
+    """The version of this format."""
+    schema_: Text | None = Field(None, alias="$schema")
+    """A JSON Schema, for editors."""
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    """Of everything that is drawn."""
+    precision: Precision = "no"
+    """Autocast of forward passes; losses are always computed in float32."""
+    output: Text | None = None
+    """The run's folder; `runs/<config>-<UTC time>` where absent."""
+    task: TextClassificationTask = TextClassificationTask()
+    """What is learnt."""
+    tokenizer: Tokenization = Tokenization()
+    """The tokenizer of the run."""
+    data: Annotated[dict[Text, DataConfig], AfterValidator(_not_empty)]
+    """Data by name."""
+    models: Annotated[dict[Text, Annotated[ComponentRef, OfKind("model")]], AfterValidator(_not_empty)]
+    """Models by name."""
+    stages: Annotated[
+        tuple[Annotated[SupervisedStage | DistillStage, Field(discriminator="kind")], ...], AfterValidator(_not_empty)
+    ]
+    """What is done, in order."""
+    baselines: tuple[Literal["labels_only"], ...] = ()
+    """`labels_only`: the last stage's student trained on the labels alone, for as many steps."""
+    evaluation: Evaluation
+    """How models are evaluated."""
+    trackers: tuple[Annotated[ComponentRef, OfKind("tracker")], ...] = (ComponentRef("tracker", "tensorboard"),)
+    """Where figures go beside `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _freeze(self) -> Self:
+        object.__setattr__(self, "data", FrozenDict(self.data))
+        object.__setattr__(self, "models", FrozenDict(self.models))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON values, under the keys that it is read from."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_run_config(path: Path, settings: Sequence[str] = (), registry: ComponentLookup | None = None) -> RunConfig:
+    """The run config in a JSON file, with `path.to.field=value` settings applied before it is validated.
+
+    Raises ConfigError with every problem of shape, names and options at once.
+    """
+    return parse_run_config(override(read_json(path), settings), str(path), registry)
+
+
+def parse_run_config(document: Any, source: str, registry: ComponentLookup | None = None) -> RunConfig:
+    """The run config in a JSON value. With a registry, names and options of components are checked in the same go.
+
+    Raises ConfigError with every problem at once.
+    """
+    if not isinstance(document, Mapping):
+        raise ConfigError(
+            [f'expected an object with keys such as "data", "models" and "stages", not {type(document).__name__}'],
+            source,
+        )
+    found = list(reference_problems(document))
+    try:
+        config = RunConfig.model_validate(freeze(document), context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError([*problems(error, RunConfig), *found], source) from error
+    except RecursionError as error:
+        raise ConfigError(["nested too deeply"], source) from error
+    if found:
+        raise ConfigError(found, source)
+    return config

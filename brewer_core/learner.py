@@ -1,0 +1,63 @@
+"""The learner: all that is trained, in one module whose forward returns the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brewer_core.batches import call_model, side
+from brewer_core.errors import AdaptorError
+from brewer_core.features import Features
+from brewer_core.objective import Objective
+from brewer_core.precision import autocast, full_precision
+from brewer_core.protocols import Batch, Step, Strategy
+
+
+class Learner(nn.Module):
+    """Student, its adaptor, the objective with its projections, and what the strategy trains.
+
+    One module, so that wrappers such as DDP and torch.compile see all of it. The student runs under autocast, the
+    objective in float32.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        adaptor: Callable[..., Any],
+        objective: Objective,
+        strategy: Strategy,
+        *,
+        parts: nn.Module | None = None,
+        precision: str = "no",
+        arguments: Mapping[str, Any] | None = None,
+        model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.adaptor = adaptor
+        self.objective = objective
+        self.strategy = strategy
+        self.parts = parts
+        self.precision = precision
+        self.arguments = dict(arguments or {})
+        self.model_inputs = model_inputs
+
+    def forward(self, task: str, batch: Batch, teachers: Mapping[str, Features], step: Step) -> dict[str, Tensor]:
+        """The unweighted losses of a batch by term. Raises AdaptorError where there is none."""
+        own = side(batch, "student")
+        device = next(self.student.parameters(), torch.empty(0)).device
+        with autocast(self.precision, device):
+            outputs = call_model(self.student, self.model_inputs(own), self.arguments)
+            features = Features.of(self.adaptor(own, outputs), "the student's adaptor")
+        with full_precision(device):
+            taught = {name: answer.to(device).float() for name, answer in teachers.items()}
+            losses = dict(self.strategy.terms(task, features.float(), taught, self.objective, step))
+        if not losses:
+            raise AdaptorError(
+                f"nothing to optimise: the student's adaptor returns {', '.join(features) or 'nothing'}; it must return "
+                "`losses`, or `logits` or other features that a term compares with a teacher's."
+            )
+        return losses

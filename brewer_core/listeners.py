@@ -1,0 +1,42 @@
+"""What hears of a training as it goes: progress bars, trackers, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from brewer_core.protocols import Tracker
+
+
+class Listener:
+    """Told of a training's events, in order; each method does nothing until a subclass says otherwise."""
+
+    def begin(self, total_steps: int) -> None:
+        """Training starts."""
+
+    def stepped(self, step: int) -> None:
+        """An optimizer step is done; `step` steps are done in all."""
+
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures of the steps since the last log: losses by term, `total_loss`, `learning_rate`, `steps_per_s`."""
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint is due."""
+
+    def end(self) -> None:
+        """Training is over, whether it finished or failed."""
+
+
+class TrackerListener(Listener):
+    """Passes figures on to a tracker, under names of its own."""
+
+    def __init__(self, tracker: Tracker, rename: Callable[[str], str] = lambda name: name) -> None:
+        self.tracker = tracker
+        self.rename = rename
+
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures."""
+        self.tracker.log(step, {self.rename(name): value for name, value in values.items()})
+
+    def end(self) -> None:
+        """Close the tracker."""
+        self.tracker.close()

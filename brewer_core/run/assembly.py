@@ -1,0 +1,264 @@
+"""Makes the parts of a run from its config: rows, classes, tokenizer, batches and models."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, DataLoader
+
+from brewer_core.components import Method
+from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
+from brewer_core.config.run import DataConfig, Optimization
+from brewer_core.errors import BrewerError, ConfigError, DataError
+from brewer_core.objective import bind_ref
+from brewer_core.protocols import Batch, LoadedModel, Task
+from brewer_core.registry import Registry
+from brewer_core.run.text import TextDataset, class_names, loader
+from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
+
+Rows = Sequence[Mapping[str, Any]]
+_NOT_FOR_MODELS = ("row", "labels")
+_SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("eval", "test"), "test": ("test", "eval")}
+"""Which split a name without one means, by what it is used for."""
+
+
+class JoinedText(ConcatDataset[Any]):
+    """Several data sets as one, with the lengths that batches are grouped by."""
+
+    def __init__(self, parts: Sequence[TextDataset]) -> None:
+        super().__init__(parts)
+        self.lengths = [length for part in parts for length in part.lengths]
+        self.labels = [label for part in parts for label in part.labels]
+        self.tokenizer = parts[0].tokenizer
+
+
+class Assembly:
+    """The parts of one run, each made when it is first needed.
+
+    base_dir: what relative paths in the config are relative to. Every method raises a BrewerError where data or models
+    are not as the config says.
+    """
+
+    def __init__(self, config: RunConfig, base_dir: Path, registry: Registry, device: torch.device) -> None:
+        self.config = config
+        self.base_dir = base_dir
+        self.registry = registry
+        self.device = device
+        self._sources: dict[str, Mapping[str, Rows]] = {}
+        self._datasets: dict[tuple[str, str, bool], TextDataset] = {}
+        self._models: dict[str, LoadedModel] = {}
+        self._rows_numbered = 0
+
+    def seed(self, *purpose: str) -> int:
+        """The seed of one purpose, the same in every process and unlike those of other purposes."""
+        return zlib.crc32("/".join([str(self.config.seed), *purpose]).encode())
+
+    def bind(self, ref: ComponentRef) -> Method:
+        """The method that the config names."""
+        return bind_ref(self.registry, ref)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task with its classes: those of the config, else the labels of the labelled training data."""
+        declared = self.config.task
+        if declared.labels:
+            return Task(declared.kind, declared.labels, declared.pair)
+        used = {self._split(ref, use, path): self._data(ref) for ref, use, path in self._uses() if use == "train"}
+        rows = {where: self.rows(*where) for where in used}
+        named = {".".join(where): found for where, found in rows.items()}
+        columns = {".".join(where): data.label for where, data in used.items()}
+        return Task(declared.kind, class_names(named, columns), declared.pair)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer: that of the first teacher, one trained on the texts that are trained on, or a folder's."""
+        source = self.config.tokenizer.source
+        if source == "train":
+            return train_tokenizer(list(self._training_texts()), self.config.tokenizer.vocab_size)
+        if source != "teacher":
+            return load_tokenizer(self.base_dir / source)
+        first = self.teacher_names[0] if self.teacher_names else next(iter(self.config.models))
+        tokenizer = self._build(first, None, None).tokenizer
+        if tokenizer is None:
+            raise ConfigError(
+                [f'tokenizer.from: model {first!r} has no tokenizer of its own; give a folder, or "train"'], "config"
+            )
+        return tokenizer
+
+    @cached_property
+    def teacher_names(self) -> list[str]:
+        """The models that teach, in order."""
+        stages = [stage for stage in self.config.stages if isinstance(stage, DistillStage)]
+        return list(dict.fromkeys(teacher.model for stage in stages for teacher in stage.teachers))
+
+    def model(self, name: str) -> LoadedModel:
+        """A model, as far as it is trained."""
+        if name not in self._models:
+            self._models[name] = self.fresh_model(name)
+        return self._models[name]
+
+    def fresh_model(self, name: str) -> LoadedModel:
+        """A model as the config builds it; one that starts from its teacher starts from that as far as it is trained."""
+        teacher = next(
+            (s.teachers[0].model for s in self.config.stages if isinstance(s, DistillStage) and s.student == name), None
+        )
+        loaded = self._build(name, self.model(teacher) if teacher else None, self.tokenizer)
+        if loaded.tokenizer is not None and loaded.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ConfigError(
+                [
+                    f"models.{name}: its own tokenizer has another vocabulary than the run's; set tokenizer.from to this model's folder"
+                ],
+                "config",
+            )
+        return loaded
+
+    def replace_model(self, name: str, loaded: LoadedModel) -> None:
+        """Take a model in place of the one that bears a name."""
+        self._models[name] = loaded
+
+    def rows(self, name: str, split: str) -> Rows:
+        """The rows of a split, those that `select` draws."""
+        data = self.config.data[name]
+        rows = self._source(name)[split]
+        if data.select is None:
+            return rows
+        count = data.select.rows or max(1, round(len(rows) * (data.select.share or 1)))
+        if count > len(rows):
+            raise DataError(f"data.{name}.select.rows: {split} has {len(rows)} rows, fewer than {count}.")
+        drawn = random.Random(self.seed("select", name, split)).sample(range(len(rows)), count)
+        return [rows[i] for i in sorted(drawn)]
+
+    def training_set(self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False) -> JoinedText:
+        """The rows that a stage trains on: labelled ones, and unlabelled ones unless they are left out."""
+        parts = [
+            self._dataset(*self._split(ref, "train", f"{path}.train[{i}]"), True) for i, ref in enumerate(stage.train)
+        ]
+        if isinstance(stage, DistillStage) and not labelled_only:
+            for i, ref in enumerate(stage.unlabelled):
+                parts.append(self._dataset(*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
+        return JoinedText(parts)
+
+    def training_loader(self, dataset: JoinedText, training: Optimization, purpose: str) -> DataLoader[Any]:
+        """Shuffled batches of rows to train on."""
+        seed = self.seed("batches", purpose)
+        return loader(dataset, training.batch_size, seed=seed, shuffle=True, group_by_length=training.group_by_length)
+
+    def evaluation_loader(self, use: str) -> DataLoader[Any]:
+        """The rows that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
+        evaluation = self.config.evaluation
+        ref = evaluation.test if use == "test" and evaluation.test else evaluation.data
+        name, split = self._split(ref, use, f"evaluation.{use}")
+        dataset = self._dataset(name, split, True)
+        if -100 in dataset.labels:
+            raise DataError(
+                f"data.{name}: row {dataset.labels.index(-100) + 1} of {split} has no label; evaluation needs one in each row."
+            )
+        return loader(dataset, evaluation.batch_size, seed=0, shuffle=False, group_by_length=True)
+
+    def _uses(self) -> Iterable[tuple[str, str, str]]:
+        """Every name of data in the stages, with what it is used for and where it stands."""
+        for i, stage in enumerate(self.config.stages):
+            for j, ref in enumerate(stage.train):
+                yield ref, "train", f"stages[{i}].train[{j}]"
+            for j, ref in enumerate(stage.unlabelled if isinstance(stage, DistillStage) else ()):
+                yield ref, "unlabelled", f"stages[{i}].unlabelled[{j}]"
+
+    def _data(self, ref: str) -> DataConfig:
+        return self.config.data[ref.partition(".")[0]]
+
+    def _split(self, ref: str, use: str, path: str) -> tuple[str, str]:
+        name, _, wanted = ref.partition(".")
+        splits = self._source(name)
+        choices = (wanted,) if wanted else _SPLITS[use] if len(splits) > 1 else tuple(splits)
+        for split in choices:
+            if split in splits:
+                return name, split
+        raise DataError(
+            f"{path}: data {name!r} has no split {' or '.join(map(repr, choices))}; it has {', '.join(splits) or 'none'}."
+        )
+
+    def _source(self, name: str) -> Mapping[str, Rows]:
+        if name not in self._sources:
+            build = self.bind(self.config.data[name].source)
+            # The task's classes may still have to be read off these very rows.
+            task = Task(self.config.task.kind, self.config.task.labels or (), self.config.task.pair)
+            try:
+                self._sources[name] = build(task=task, seed=self.seed("data", name), base_dir=self.base_dir)
+            except BrewerError as error:
+                raise DataError(f"data.{name}: {error}") from error
+        return self._sources[name]
+
+    def _dataset(self, name: str, split: str, labelled: bool) -> TextDataset:
+        key = (name, split, labelled)
+        if key not in self._datasets:
+            data = self.config.data[name]
+            if isinstance(data.text, tuple) != self.task.pair:
+                need = "two columns, as task.pair is true" if self.task.pair else "one column, as task.pair is false"
+                raise DataError(f"data.{name}.text: expected {need}.")
+            self._datasets[key] = TextDataset(
+                self.rows(name, split),
+                text=data.text,
+                label=data.label if labelled else None,
+                classes=self.task.labels,
+                tokenizer=self.tokenizer,
+                max_length=self.config.tokenizer.max_length,
+                where=f"data.{name}",
+                first_row=self._rows_numbered,
+            )
+            self._rows_numbered += len(self._datasets[key])
+        return self._datasets[key]
+
+    def _training_texts(self) -> Iterable[str]:
+        for ref, use, path in self._uses():
+            name, split = self._split(ref, use, path)
+            columns = self.config.data[name].text
+            for row in self.rows(name, split):
+                for column in columns if isinstance(columns, tuple) else (columns,):
+                    if isinstance(row.get(column), str):
+                        yield row[column]
+
+    def _build(self, name: str, teacher: LoadedModel | None, tokenizer: Any) -> LoadedModel:
+        build = self.bind(self.config.models[name])
+        try:
+            built = build(
+                role="teacher" if name in self.teacher_names else "student",
+                task=self.task,
+                teacher=teacher,
+                tokenizer=tokenizer,
+                num_labels=len(self.task.labels),
+                seed=self.seed("model", name),
+                base_dir=self.base_dir,
+            )
+        except BrewerError as error:
+            raise ConfigError([f"models.{name}: {str(error).rstrip('.')}"], "config") from error
+        if not isinstance(built, LoadedModel):
+            raise ConfigError([f"models.{name}: `{self.config.models[name].name}` returned no LoadedModel"], "config")
+        return built
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """The part of a batch that models take: labels stay with the adaptor, so that unlabelled rows are no NaN."""
+    return {key: value for key, value in batch.items() if key not in _NOT_FOR_MODELS}
+
+
+def rows_of(batch: Batch) -> list[int]:
+    """The numbers of a batch's rows, unique in the run."""
+    numbers: list[int] = batch["row"].tolist()
+    return numbers
+
+
+def attempt(problems: list[str], make: Callable[[], Any]) -> Any:
+    """What `make` makes; where it raises a BrewerError, None, and its text joins the problems."""
+    try:
+        return make()
+    except ConfigError as error:
+        problems += error.problems
+    except BrewerError as error:
+        problems.append(str(error).rstrip("."))
+    return None

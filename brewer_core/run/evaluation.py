@@ -1,0 +1,145 @@
+"""Evaluates a model on labelled rows, during a training and after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from brewer_core.batches import call_model, move_to_device
+from brewer_core.components import Method
+from brewer_core.config.run import Best
+from brewer_core.errors import ConfigError
+from brewer_core.features import Features
+from brewer_core.listeners import Listener
+from brewer_core.precision import autocast
+from brewer_core.protocols import Batch, Task
+from brewer_core.teachers import evaluating
+
+
+class Evaluator:
+    """Measures models on one set of labelled rows.
+
+    metrics: by the name under which their figures are told. model_inputs: the part of a batch that models take.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        metrics: Mapping[str, Method],
+        task: Task,
+        device: torch.device,
+        precision: str,
+        model_inputs: Callable[[Batch], Batch],
+    ) -> None:
+        self.loader = loader
+        self.metrics = metrics
+        self.task = task
+        self.device = device
+        self.precision = precision
+        self.model_inputs = model_inputs
+
+    def __call__(self, model: nn.Module, adaptor: Callable[..., Any]) -> dict[str, float]:
+        """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
+        predictions, references = self._predict(model, adaptor)
+        figures: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            value = metric(predictions, references, task=self.task)
+            several = value if isinstance(value, Mapping) else None
+            figures |= (
+                {f"{name}.{key}": float(v) for key, v in several.items()}
+                if several is not None
+                else {name: float(value)}
+            )
+        return figures
+
+    @property
+    def rows(self) -> int:
+        """How many rows models are measured on."""
+        return len(self.loader.dataset)  # type: ignore[arg-type]  # a data set of rows has a length
+
+    def _predict(self, model: nn.Module, adaptor: Callable[..., Any]) -> tuple[list[int], list[int]]:
+        predicted: list[Tensor] = []
+        labels: list[Tensor] = []
+        with evaluating(model), torch.no_grad():
+            for batch in self.loader:
+                moved = move_to_device(batch, self.device)
+                with autocast(self.precision, self.device):
+                    outputs = call_model(model, self.model_inputs(moved), {})
+                features = Features.of(adaptor(moved, outputs))
+                predicted.append(features["logits"][0].argmax(-1).cpu())
+                labels.append(moved["labels"].cpu())
+        return torch.cat(predicted).tolist(), torch.cat(labels).tolist()
+
+
+class EvaluationListener(Listener):
+    """Evaluates a model as its training goes on, and remembers its best weights.
+
+    every_steps: optimizer steps from evaluation to evaluation; at checkpoints, so at the last step too, where None.
+    report: told the step and the figures. best: by which figure weights are the best; the last ones where None.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        model: nn.Module,
+        *,
+        every_steps: int | None,
+        best: Best | None,
+        report: Callable[[int, Mapping[str, float]], None],
+    ) -> None:
+        self.evaluate = evaluate
+        self.model = model
+        self.every_steps = every_steps
+        self.best = best
+        self.report = report
+        self.best_step: int | None = None
+        self._best_value = 0.0
+        self._best_weights: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self._evaluated = 0
+
+    def stepped(self, step: int) -> None:
+        """Evaluate where it is due by steps."""
+        if self.every_steps and step % self.every_steps == 0:
+            self._evaluate(step)
+
+    def checkpoint(self, step: int) -> None:
+        """Evaluate at a checkpoint, unless that was done at this very step."""
+        self._evaluate(step)
+
+    def restore_best(self) -> None:
+        """Put the best weights back into the model."""
+        if self._best_weights:
+            self.model.load_state_dict(self._best_weights)
+
+    def _evaluate(self, step: int) -> None:
+        if step == self._evaluated:
+            return
+        self._evaluated = step
+        started = time.perf_counter()
+        figures = self.evaluate()
+        self.seconds += time.perf_counter() - started
+        self.report(step, figures)
+        if self.best is not None and self._is_best(self.best, figures):
+            self.best_step, self._best_value = step, figures[self.best.metric]
+            self._best_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
+
+    def _is_best(self, best: Best, figures: Mapping[str, float]) -> bool:
+        check_best(best, list(figures))
+        value = figures[best.metric]
+        if self.best_step is None:
+            return True
+        return value > self._best_value if best.mode == "max" else value < self._best_value
+
+
+def check_best(best: Best, known: Sequence[str]) -> None:
+    """Raises ConfigError where the best is to be chosen by a figure that no metric gives."""
+    if best.metric not in known:
+        raise ConfigError([f"evaluation.best.metric: no metric gives {best.metric!r}; known: {', '.join(known)}"])

@@ -1,0 +1,79 @@
+"""What a run was made with: versions, plugins, seed, code and device."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from brewer_core.components import Component
+from brewer_core.config import ComponentRef, RunConfig
+from brewer_core.registry import Registry
+
+_LIBRARIES = ("brewer-core", "torch", "transformers", "tokenizers", "datasets", "pydantic", "pluggy", "numpy")
+
+
+def manifest(config: RunConfig, registry: Registry, device: torch.device, files: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest of a run that starts now. files: hashes of the single-file plugins by name."""
+    return {
+        "status": "running",
+        "started": now(),
+        "finished": None,
+        "seed": config.seed,
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version for name in _LIBRARIES if (version := _version(name))},
+        "git": _git_commit(),
+        "plugins": [{**asdict(p.provenance), "status": p.status, "error": p.error} for p in registry.plugins],
+        "plugin_files": dict(files),
+        "components": [_component(registry.get(kind, name)) for kind, name in sorted(set(used_components(config)))],
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def used_components(value: Any) -> Iterator[tuple[str, str]]:
+    """Kind and name of every component that a config names, wherever it stands in it."""
+    if isinstance(value, ComponentRef):
+        yield value.kind, value.name
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from used_components(getattr(value, name))
+    elif isinstance(value, (Mapping, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from used_components(inner)
+
+
+def _component(component: Component) -> dict[str, Any]:
+    return {"kind": component.kind.name, "name": component.name, **asdict(component.provenance)}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit that is checked out where the run was started, if that is a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False, cwd=Path.cwd()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,310 @@
+"""`run_config`: a whole run from its config, through its stages and baselines, to its folder and its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from brewer_core.batches import move_to_device
+from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
+from brewer_core.errors import ConfigError, RequestError
+from brewer_core.plugins import default_registry
+from brewer_core.protocols import LoadedModel, Step
+from brewer_core.registry import Registry
+from brewer_core.run import folder as names
+from brewer_core.run.assembly import Assembly, attempt, model_inputs
+from brewer_core.run.evaluation import Evaluator
+from brewer_core.run.folder import RunFolder
+from brewer_core.run.manifest import manifest, now
+from brewer_core.run.optimization import make_optimizer
+from brewer_core.run.reporting import Reporter
+from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, supervised_lesson, train
+from brewer_core.teachers import evaluating
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, found out by building all of it and trying one batch of each stage."""
+
+    stages: tuple[tuple[str, str, int], ...]
+    """Name, model and optimizer steps of each stage."""
+    rows: Mapping[str, int]
+    """Rows by data and split."""
+    classes: tuple[str, ...]
+    parameters: Mapping[str, int]
+    """Parameters by model."""
+    terms: Mapping[str, Mapping[str, float]]
+    """Terms of each stage with their values on one batch."""
+
+
+def run_config(
+    config: RunConfig | Path | str,
+    *,
+    output: Path | str | None = None,
+    base_dir: Path | str | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    registry: Registry | None = None,
+    reporter: Reporter | None = None,
+    plugin_files: tuple[Path, ...] = (),
+) -> dict[str, Any]:
+    """Carry out a run and return its summary, as it stands in `summary.json`.
+
+    config: a RunConfig, or the path of a JSON file. output: the run's folder. base_dir: what relative paths in the config
+    are relative to; the file's folder, or the current one. device: `auto` takes a GPU where there is one.
+    plugin_files: single-file plugins in the registry, copied into the run's folder.
+
+    Raises ConfigError with every problem before anything is written, OutputExistsError where the folder is in use.
+    """
+    registry = registry or default_registry()
+    if not isinstance(config, RunConfig):
+        path = Path(config)
+        base_dir = path.parent if base_dir is None else base_dir
+        output = output or default_output(path.stem)
+        config = load_run_config(path, registry=registry)
+    target = Path(output or config.output or default_output("run"))
+    RunFolder.check(target, overwrite)
+    assembly = Assembly(config, Path(base_dir or "."), registry, choose_device(device))
+    reporter = reporter or Reporter()
+    reporter.say("checking data and models")
+    plan(assembly)
+    return _Run(assembly, RunFolder.open(target, overwrite), reporter, plugin_files).carry_out()
+
+
+def plan(assembly: Assembly) -> Plan:
+    """Build every part and try one batch of each stage, without training.
+
+    Raises ConfigError with every problem of data and models.
+    """
+    problems: list[str] = []
+    if attempt(problems, lambda: assembly.task) is None or attempt(problems, lambda: assembly.tokenizer) is None:
+        raise ConfigError(problems, "config")
+    stages, terms, parameters = [], {}, {}
+    for name in assembly.config.models:
+        loaded = attempt(problems, lambda name=name: assembly.model(name))
+        if loaded is not None:
+            parameters[name] = count_parameters(loaded)
+    for i, stage in enumerate(assembly.config.stages):
+        model = stage.student if isinstance(stage, DistillStage) else stage.model
+        if model in parameters and not problems:
+            found = attempt(problems, lambda i=i: _try_stage(assembly, i))
+            if found is not None:
+                stages.append((stage.name, model, found[0]))
+                terms[stage.name] = found[1]
+        else:
+            attempt(problems, lambda i=i: assembly.training_set(assembly.config.stages[i], f"stages[{i}]"))
+    loaders = {use: attempt(problems, lambda use=use: assembly.evaluation_loader(use)) for use in ("data", "test")}
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), "config")
+    rows = {use: len(found.dataset) for use, found in loaders.items()}
+    return Plan(tuple(stages), rows, assembly.task.labels, parameters, terms)
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(
+        self, assembly: Assembly, folder: RunFolder, reporter: Reporter, plugin_files: tuple[Path, ...]
+    ) -> None:
+        self.assembly = assembly
+        self.config = assembly.config
+        self.folder = folder
+        self.reporter = reporter
+        self.outcomes: dict[str, Outcome] = {}
+        self.manifest = manifest(self.config, assembly.registry, assembly.device, _copy_plugins(plugin_files, folder))
+        self.during = _evaluator(assembly, "data")
+        self.final = _evaluator(assembly, "test")
+        self.adaptor = assembly.bind(_student_adaptor(self.config)).target
+
+    def carry_out(self) -> dict[str, Any]:
+        """Every stage, every baseline, the final figures."""
+        started = time.perf_counter()
+        status = "failed"
+        try:
+            self._write_manifest("running")
+            self.folder.write_json(names.CONFIG, _resolved(self.assembly))
+            for i, _ in enumerate(self.config.stages):
+                self._stage(i)
+            summary = self._summary(started)
+            self.folder.write_json(names.SUMMARY, summary)
+            status = "finished"
+            return summary
+        except (KeyboardInterrupt, SystemExit):
+            status = "stopped"
+            raise
+        finally:
+            self._write_manifest(status)
+            self.folder.close()
+
+    def _stage(self, position: int) -> None:
+        stage, path = self.config.stages[position], f"stages[{position}]"
+        if isinstance(stage, DistillStage):
+            name = stage.student
+            model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
+            lesson = distill_lesson(self.assembly, stage, path, model)
+        else:
+            name, model = stage.model, self.assembly.model(stage.model)
+            lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
+        self.assembly.replace_model(name, model)
+        folder = self.folder.stage(stage.name)
+        self.outcomes[name] = self._train(lesson, folder, stage.name, model)
+
+    def _train(self, lesson: Lesson, folder: Path, tracking: str, model: LoadedModel) -> Outcome:
+        self.reporter.say(f"{tracking}: {lesson.total_steps} steps")
+        outcome = train(self.assembly, lesson, folder, tracking, self.folder, self.during, self.reporter)
+        _save(model, folder / "model")
+        return outcome
+
+    def _baselines(self, last: DistillStage, path: str) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        for name in self.config.baselines:
+            model = self.assembly.fresh_model(last.student)
+            tracking = f"{names.BASELINES}/{name}"
+            steps = self.outcomes[last.student].steps
+            lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
+            outcome = self._train(lesson, self.folder.baseline(name), tracking, model)
+            figures[name] = self._figures(last.student, model, outcome)
+        return figures
+
+    def _summary(self, started: float) -> dict[str, Any]:
+        position, last = len(self.config.stages) - 1, self.config.stages[-1]
+        _publish(self.folder, last.name)
+        student = last.student if isinstance(last, DistillStage) else last.model
+        baselines = self._baselines(last, f"stages[{position}]") if isinstance(last, DistillStage) else {}
+        return {
+            "teacher": self._final(last.teachers[0].model) if isinstance(last, DistillStage) else None,
+            "student": self._final(student),
+            "baselines": baselines,
+            "steps": self.outcomes[student].steps,
+            "seed": self.config.seed,
+            "evaluated_on": self.config.evaluation.test or self.config.evaluation.data,
+            "rows": self.final.rows,
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+
+    def _final(self, name: str) -> dict[str, Any]:
+        return self._figures(name, self.assembly.model(name), self.outcomes.get(name, Outcome(0, 0.0)))
+
+    def _figures(self, name: str, model: LoadedModel, outcome: Outcome) -> dict[str, Any]:
+        return {
+            "model": name,
+            "origin": model.origin,
+            "metrics": self.final(model.model, self.adaptor),
+            "parameters": count_parameters(model),
+            "steps": outcome.steps,
+            "best_step": outcome.best_step,
+            "seconds": round(outcome.seconds, 2),
+        }
+
+    def _write_manifest(self, status: str) -> None:
+        finished = None if status == "running" else now()
+        self.manifest |= {"status": status, "finished": finished}
+        self.folder.write_json(names.MANIFEST, self.manifest)
+
+
+def _student_adaptor(config: RunConfig) -> ComponentRef:
+    last = config.stages[-1]
+    return last.adaptors.student if isinstance(last, DistillStage) else DEFAULT_ADAPTOR
+
+
+def count_parameters(model: LoadedModel) -> int:
+    """The number of a model's parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.model.parameters())
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is a GPU where there is one. Raises RequestError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            f"device {name!r} cannot be used here; expected auto, cpu, cuda or cuda:N on a machine that has it."
+        ) from error
+    return device
+
+
+def default_output(stem: str) -> Path:
+    """`runs/<stem>-<UTC time>`."""
+    return Path("runs") / f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+
+
+def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]]:
+    """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
+    stage, path = assembly.config.stages[position], f"stages[{position}]"
+    if isinstance(stage, DistillStage):
+        lesson = distill_lesson(assembly, stage, path, assembly.model(stage.student))
+    else:
+        lesson = supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
+    batch = move_to_device(next(iter(lesson.loader)), assembly.device)
+    needs = lesson.learner.strategy.needs(lesson.learner.objective)
+    with evaluating(lesson.learner), torch.no_grad():
+        answers = {name: teacher.features(batch, needs) for name, teacher in lesson.teachers.items()}
+        losses = lesson.learner(stage.name, batch, answers, Step(0, lesson.total_steps))
+    make_optimizer(stage.training.optimizer, lesson.learner.student)
+    return lesson.total_steps, {name: loss.item() for name, loss in losses.items()}
+
+
+def _evaluator(assembly: Assembly, use: str) -> Evaluator:
+    config = assembly.config
+    metrics = {_metric_name(ref, i, config): assembly.bind(ref) for i, ref in enumerate(config.evaluation.metrics)}
+    loader = assembly.evaluation_loader(use)
+    return Evaluator(loader, metrics, assembly.task, assembly.device, config.precision, model_inputs)
+
+
+def _metric_name(ref: ComponentRef, position: int, config: RunConfig) -> str:
+    before = [other.name for other in config.evaluation.metrics[:position]]
+    return ref.name if ref.name not in before else f"{ref.name}_{before.count(ref.name) + 1}"
+
+
+def _resolved(assembly: Assembly) -> dict[str, Any]:
+    """The config with absolute paths, as it can be run again from anywhere."""
+    document = assembly.config.to_dict()
+    refs = [data["source"] for data in document["data"].values()] + list(document["models"].values())
+    for ref in refs:
+        if "path" in ref:
+            ref["path"] = _absolute(ref["path"], assembly.base_dir)
+    document["tokenizer"]["from"] = _absolute(document["tokenizer"]["from"], assembly.base_dir)
+    return document
+
+
+def _absolute(path: Any, base_dir: Path) -> Any:
+    """A path that is there made absolute, in a mapping each of them; anything else, a hub name say, as it is."""
+    if isinstance(path, Mapping):
+        return {key: _absolute(inner, base_dir) for key, inner in path.items()}
+    return str((base_dir / path).resolve()) if isinstance(path, str) and (base_dir / path).exists() else path
+
+
+def _save(model: LoadedModel, folder: Path) -> None:
+    """Write a model by way of a draft beside its folder, so that a kill leaves no half of one."""
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    model.save(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def _publish(folder: RunFolder, stage: str) -> None:
+    shutil.copytree(folder.stage(stage) / "model", folder.path / names.STUDENT)
+
+
+def _copy_plugins(files: tuple[Path, ...], folder: RunFolder) -> dict[str, str]:
+    """Copy single-file plugins into the run's folder; their hashes by name."""
+    hashes: dict[str, str] = {}
+    for file in files:
+        target = folder.path / names.PLUGINS / file.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+        hashes[file.name] = hashlib.sha256(target.read_bytes()).hexdigest()
+    return hashes

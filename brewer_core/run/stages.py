@@ -1,0 +1,215 @@
+"""Builds the learner and the teachers of a stage, and trains it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from brewer_core.batches import call_model, move_to_device
+from brewer_core.checkpoints import Checkpoints
+from brewer_core.config import ComponentRef, DistillStage, SupervisedStage
+from brewer_core.config.run import Optimization
+from brewer_core.engine import Duration, Engine, Settings
+from brewer_core.errors import ConfigError
+from brewer_core.features import Features
+from brewer_core.learner import Learner
+from brewer_core.listeners import Listener, TrackerListener
+from brewer_core.objective import Objective
+from brewer_core.protocols import LoadedModel, ModelInfo, Teacher
+from brewer_core.run.assembly import Assembly, model_inputs, rows_of
+from brewer_core.run.evaluation import EvaluationListener, Evaluator
+from brewer_core.run.folder import RunFolder
+from brewer_core.run.optimization import make_optimizer, make_schedule
+from brewer_core.run.reporting import Reporter
+from brewer_core.teachers import LiveTeacher, RememberingTeacher, evaluating
+
+DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage trains: a learner, on batches, with teachers."""
+
+    learner: Learner
+    teachers: Mapping[str, Teacher]
+    loader: Any
+    training: Optimization
+
+    @property
+    def duration(self) -> Duration:
+        """How long it is trained."""
+        return Duration(self.training.epochs, self.training.steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.duration.total_steps(self.loader, self.training.accumulation)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training brought: optimizer steps, and seconds without evaluation."""
+
+    steps: int
+    seconds: float
+    best_step: int | None = None
+
+
+def supervised_lesson(
+    assembly: Assembly,
+    stage: SupervisedStage | DistillStage,
+    path: str,
+    model: LoadedModel,
+    purpose: str,
+    steps: int | None = None,
+) -> Lesson:
+    """The lesson of a supervised stage; or, with steps, that of a distillation's baseline on its labelled rows."""
+    training = stage.training.model_copy(update={"steps": steps, "epochs": None}) if steps else stage.training
+    dataset = assembly.training_set(stage, path, labelled_only=True)
+    if all(label < 0 for label in dataset.labels):
+        raise ConfigError([f"{path}.train: no row has a label, so there is nothing to learn from"], "config")
+    ref = stage.adaptors.student if isinstance(stage, DistillStage) else DEFAULT_ADAPTOR
+    strategy = assembly.registry.bind("strategy", "supervised")()
+    learner = Learner(
+        model.model.to(assembly.device),
+        assembly.bind(ref).target,
+        Objective(None),
+        strategy,
+        precision=assembly.config.precision,
+        arguments=model.forward_arguments(frozenset({"logits"})),
+        model_inputs=model_inputs,
+    )
+    return Lesson(learner, {}, assembly.training_loader(dataset, training, purpose), training)
+
+
+def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel) -> Lesson:
+    """The lesson of a distillation: teachers as far as they are trained, and the student."""
+    config = stage.distillation
+    needs = frozenset({"logits", *(match.feature for match in config.matches)})
+    dataset = assembly.training_set(stage, path)
+    batches = assembly.training_loader(dataset, stage.training, stage.name)
+    student_adaptor = assembly.bind(stage.adaptors.student).target
+    arguments = dict(student.forward_arguments(needs))
+    live = {ref.model: _live_teacher(assembly, stage, ref.model, ref.adaptor, needs) for ref in stage.teachers}
+    sample = move_to_device(next(iter(assembly.training_loader(dataset, stage.training, "sample"))), assembly.device)
+    known = _features(student.model.to(assembly.device), student_adaptor, sample, arguments)
+    taught = next(iter(live.values())).features(sample, needs)
+    infos = {name: ModelInfo.of(name, taught) for name in live}
+    own = ModelInfo.of(stage.student, known)
+    try:
+        objective = Objective.from_config(config, assembly.registry, own, next(iter(infos.values())))
+    except ConfigError as error:
+        raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
+    strategy = assembly.bind(stage.strategy)()
+    learner = Learner(
+        student.model,
+        student_adaptor,
+        objective,
+        strategy,
+        parts=strategy.build(own, infos),
+        precision=assembly.config.precision,
+        arguments=arguments,
+        model_inputs=model_inputs,
+    )
+    teachers: dict[str, Teacher] = dict(live)
+    if config.is_caching_logits:
+        teachers = {name: RememberingTeacher(teacher, rows_of) for name, teacher in live.items()}
+    return Lesson(learner, teachers, batches, stage.training)
+
+
+def train(
+    assembly: Assembly,
+    lesson: Lesson,
+    folder: Path,
+    tracking: str,
+    run_folder: RunFolder,
+    evaluator: Evaluator,
+    reporter: Reporter,
+) -> Outcome:
+    """Train a lesson. What is drawn (dropout) comes from a seed of its own; the caller's generators stay as they were.
+
+    tracking: the name of the stage in figures. Afterwards the student holds its best weights, where a best is asked for.
+    """
+    config, training = assembly.config, lesson.training
+    trackers = [
+        _tracker(assembly, ref, run_folder, tracking) for ref in (ComponentRef("tracker", "jsonl"), *config.trackers)
+    ]
+    evaluation = EvaluationListener(
+        lambda: evaluator(lesson.learner.student, lesson.learner.adaptor),
+        lesson.learner.student,
+        every_steps=config.evaluation.every_steps,
+        best=config.evaluation.best if training.keep_best else None,
+        report=lambda step, figures: _report(trackers, step, figures),
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
+    with _seeded(assembly.seed("train", tracking), assembly.device):
+        lesson.learner.train()
+        engine = Engine(
+            lesson.learner,
+            make_optimizer(training.optimizer, lesson.learner.student),
+            device=assembly.device,
+            teachers=lesson.teachers,
+            schedule=lambda optimizer: make_schedule(training.schedule, optimizer, lesson.total_steps),
+            settings=_settings(training, config.precision),
+            listeners=[reporter.bar(tracking), evaluation, *trackers],
+            checkpoints=checkpoints,
+        )
+        started = time.perf_counter()
+        steps = engine.train(lesson.loader, lesson.duration)
+    evaluation.restore_best()
+    return Outcome(steps, time.perf_counter() - started - evaluation.seconds, evaluation.best_step)
+
+
+def _settings(training: Optimization, precision: str) -> Settings:
+    every = training.checkpoint_every_steps
+    return Settings(
+        accumulation=training.accumulation,
+        max_grad_norm=training.max_grad_norm,
+        loss_normalization=training.loss_normalization,
+        precision=precision,
+        log_every_steps=training.log_every_steps,
+        checkpoint_due=lambda step, _epoch: every is not None and step % every == 0,
+    )
+
+
+def _live_teacher(
+    assembly: Assembly, stage: DistillStage, name: str, adaptor: ComponentRef | None, needs: frozenset[str]
+) -> LiveTeacher:
+    loaded = assembly.model(name)
+    return LiveTeacher(
+        loaded.model,
+        assembly.bind(adaptor or stage.adaptors.teacher).target,
+        assembly.device,
+        precision=assembly.config.precision,
+        arguments=loaded.forward_arguments(needs),
+        model_inputs=model_inputs,
+    )
+
+
+def _features(model: nn.Module, adaptor: Callable[..., Any], batch: Any, arguments: Mapping[str, Any]) -> Features:
+    with evaluating(model), torch.no_grad():
+        return Features.of(adaptor(batch, call_model(model, model_inputs(batch), arguments)))
+
+
+def _tracker(assembly: Assembly, ref: ComponentRef, run_folder: RunFolder, tracking: str) -> TrackerListener:
+    return TrackerListener(assembly.bind(ref)(run_folder.path, tracking))
+
+
+def _report(trackers: Sequence[Listener], step: int, figures: Mapping[str, float]) -> None:
+    for tracker in trackers:
+        tracker.logged(step, {f"eval/{name}": value for name, value in figures.items()})
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

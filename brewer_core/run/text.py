@@ -1,0 +1,245 @@
+"""From rows of text to batches for sequence classification.
+
+Shapes: B rows, L tokens of the longest row of a batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from brewer_core.errors import DataError
+from brewer_core.run.tokenizers import needs_transformers
+
+Row: TypeAlias = Mapping[str, Any]
+Item: TypeAlias = dict[str, Any]
+
+UNLABELLED = -100
+"""The label of a row that has none."""
+
+_TOKENIZED_AT_ONCE = 1000
+_MEGABATCH = 50
+
+
+class TextDataset(Dataset[Item]):
+    """Rows as numbers, tokenised once.
+
+    An item has `row`, `input_ids`, `attention_mask`, `labels` (-100 where the row has none), and `token_type_ids` where
+    the tokenizer gives them.
+
+    where: what error texts call the data, such as `data.complaints`. Rows are counted from 1 in them.
+    text: the column with the texts, or the two with pairs. label: the column with labels; None where no row has one.
+    first_row: the number of the first row, so that `row` is unique in a run of several data sets.
+    Raises DataError for a column or text that is not there, a label that is no class, and where there are no rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        *,
+        text: str | Sequence[str],
+        label: str | None,
+        classes: Sequence[str],
+        tokenizer: Any,
+        max_length: int,
+        where: str = "data",
+        first_row: int = 0,
+    ) -> None:
+        columns = (text,) if isinstance(text, str) else tuple(text)
+        _check_rows(rows, where)
+        for column in columns:
+            _check_column(rows[0], column, f"{where}.text")
+        self.tokenizer = tokenizer
+        self.first_row = first_row
+        self.labels = _labels(rows, label, classes, where)
+        self._token_types: list[array[int]] = []
+        self._ids: list[array[int]] = []
+        texts = [_texts(rows, column, where) for column in columns]
+        for start in range(0, len(rows), _TOKENIZED_AT_ONCE):
+            self._tokenize([column[start : start + _TOKENIZED_AT_ONCE] for column in texts], max_length)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, special ones included."""
+        return [len(ids) for ids in self._ids]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Item:
+        ids = self._ids[index].tolist()
+        item = {"row": self.first_row + index, "input_ids": ids, "attention_mask": [1] * len(ids)}
+        if self._token_types:
+            item["token_type_ids"] = self._token_types[index].tolist()
+        return item | {"labels": self.labels[index]}
+
+    def _tokenize(self, texts: Sequence[Sequence[str]], max_length: int) -> None:
+        encoded = self.tokenizer(*texts, truncation=True, max_length=max_length)
+        self._ids += [array("i", ids) for ids in encoded["input_ids"]]
+        self._token_types += [array("b", types) for types in encoded.get("token_type_ids", ())]
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of row numbers, those of like length together, so that little is padded. Every pass is another order.
+
+    lengths: tokens of each row. generator: what orders are drawn from, never torch's global one.
+    group: sort by length within 50 batches at a time. The last, short batch is kept.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        generator: torch.Generator,
+        shuffle: bool = True,
+        group: bool = True,
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.generator = generator
+        self.shuffle = shuffle
+        self.group = group
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order(len(self.lengths))
+        if self.group:
+            order = self._grouped(order)
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        for number in self._order(len(batches)) if self.group else range(len(batches)):
+            yield batches[number]
+
+    def _order(self, count: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(count))
+        order: list[int] = torch.randperm(count, generator=self.generator).tolist()
+        return order
+
+    def _grouped(self, order: Sequence[int]) -> list[int]:
+        size = self.batch_size * _MEGABATCH
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        return [row for part in parts for row in sorted(part, key=self.lengths.__getitem__)]
+
+
+class Tokenized(Protocol):
+    """What a loader needs: a `TextDataset`, or several in one."""
+
+    tokenizer: Any
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Item: ...
+
+
+def loader(dataset: Tokenized, batch_size: int, *, seed: int, shuffle: bool, group_by_length: bool) -> DataLoader[Item]:
+    """Padded batches of a data set, in an order that the seed gives. Nothing is drawn from torch's global generator."""
+    orders = torch.Generator().manual_seed(seed)
+    batches = LengthGroupedBatches(dataset.lengths, batch_size, orders, shuffle, group_by_length)
+    # Every pass over a DataLoader draws a number for its workers: from a generator of its own.
+    workers = torch.Generator().manual_seed(seed)
+    rows = cast("Dataset[Item]", dataset)
+    return DataLoader(rows, batch_sampler=batches, collate_fn=collate(dataset.tokenizer), generator=workers)
+
+
+def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, torch.Tensor]]:
+    """What makes a batch of items: `row` and `labels` [B], the others [B, L], padded to the longest row."""
+    with needs_transformers("text"):
+        from transformers import DataCollatorWithPadding
+    padded = DataCollatorWithPadding(tokenizer)
+    return lambda items: dict(padded(list(items)))
+
+
+def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mapping[str, str | None]) -> tuple[str, ...]:
+    """The distinct labels of some data, as texts: in the order of numbers where all are whole numbers, else sorted.
+
+    label_columns: the column with the labels of each data set; None, or nothing, where it has none.
+    Raises DataError for a column that is not there, a label of another type, and fewer than two classes.
+    """
+    names: set[str] = set()
+    for data, rows in rows_by_data.items():
+        if (column := label_columns.get(data)) is not None:
+            names |= _distinct(rows, column, f"data.{data}")
+    if len(names) < 2:
+        found = f"only the class {names.pop()!r}" if names else "no class"
+        raise DataError(f"the labelled rows have {found}; classification needs two or more.")
+    return tuple(sorted(names, key=int) if all(map(_is_whole, names)) else sorted(names))
+
+
+def _distinct(rows: Sequence[Row], column: str, where: str) -> set[str]:
+    _check_rows(rows, where)
+    _check_column(rows[0], column, f"{where}.label")
+    found = {_label_text(row.get(column), where, number) for number, row in enumerate(rows, 1)}
+    return {name for name in found if name is not None}
+
+
+def _check_rows(rows: Sequence[Row], where: str) -> None:
+    if not len(rows):
+        raise DataError(f"{where}: there are no rows.")
+
+
+def _check_column(row: Row, column: str, where: str) -> None:
+    if column not in row:
+        close = difflib.get_close_matches(column, list(row), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise DataError(f"{where}: no column {column!r}{hint} Columns: {', '.join(row)}.")
+
+
+def _texts(rows: Sequence[Row], column: str, where: str) -> list[str]:
+    texts = [row.get(column) for row in rows]
+    for number, text in enumerate(texts, 1):
+        if text is None:
+            raise DataError(
+                f"{where}.text: row {number} has no text in the column {column!r}; fill it in or drop the row."
+            )
+    return [str(text) for text in texts]
+
+
+def _labels(rows: Sequence[Row], column: str | None, classes: Sequence[str], where: str) -> list[int]:
+    if column is None:
+        return [UNLABELLED] * len(rows)
+    _check_column(rows[0], column, f"{where}.label")
+    number_of = {name: number for number, name in enumerate(classes)}
+    labels = []
+    for number, row in enumerate(rows, 1):
+        name = _label_text(row.get(column), where, number)
+        if name is not None and name not in number_of:
+            raise DataError(
+                f"{where}.label: row {number} has the label {name!r}, which is no class; the classes are {', '.join(classes)}."
+            )
+        labels.append(UNLABELLED if name is None else number_of[name])
+    return labels
+
+
+def _label_text(value: Any, where: str, number: int) -> str | None:
+    """A label as a text: `3` for 3 and 3.0, `true` for True; None where there is none, which "" and NaN mean too."""
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    raise DataError(
+        f"{where}.label: row {number} has the label {value!r}; a label is a text, a whole number, or true or false."
+    )
+
+
+def _is_whole(name: str) -> bool:
+    try:
+        return str(int(name)) == name
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The methods that brewer ships, each a plugin like any other."""

