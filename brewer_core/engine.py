@@ -168,7 +168,7 @@ class Engine:
         for (task, batch), shares in self._weighed(micro_batches, count):
             losses = self.learner(task, batch, self._ask(task, batch), step)
             total, seen = self._total(losses, weights, shares, count)
-            self.scaler.scale(total).backward()
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             recorded.append(seen)
         norm = self._gradient_norm()
         self._check_finite(recorded, norm)

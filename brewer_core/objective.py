@@ -128,7 +128,9 @@ class Objective(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A parameter group for each match and loss that is trained, with the settings of its config."""
-        owners = [(self.kd, {})] + [(match, match.group) for match in self._match_terms()]
+        owners: list[tuple[nn.Module | None, dict[str, Any]]] = [(self.kd, {})] + [
+            (match, match.group) for match in self._match_terms()
+        ]
         trained = [(list(owner.parameters()), group) for owner, group in owners if owner is not None]
         return [{"params": parameters, **group} for parameters, group in trained if parameters]
 

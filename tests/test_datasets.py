@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
 
-from brewer_core import DataError
+from brewer_core import DataError, MissingExtraError
 
 
 def write(folder, name, text):
@@ -212,3 +214,24 @@ def test_a_jsonl_file_of_every_complaint_reads_back_equal(tmp_path):
     rows = list(complaints(seed=0)["test"])
     write(tmp_path, "test.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert list(jsonl(base_dir=tmp_path, path="test.jsonl")["train"]) == rows
+
+
+def test_without_pyarrow_or_datasets_the_extra_is_named(tmp_path, monkeypatch):
+    write(tmp_path, "rows.csv", "text\na\n")
+    for library in ("pyarrow", "datasets"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for make, path, need in (
+        (csv, "rows.csv", "reading CSV files needs pyarrow"),
+        (hf, "x", "the data set `hf` needs datasets"),
+    ):
+        with pytest.raises(MissingExtraError) as caught:
+            make(base_dir=tmp_path, path=path)
+        assert str(caught.value) == f"{need}; install it with: pip install 'brewer-core[hf]'"
+
+
+def test_importing_these_plugins_loads_no_optional_library():
+    modules = ", ".join(f"brewer_builtins.{name}" for name in ("adaptors", "datasets", "metrics", "models"))
+    optional = "{'transformers', 'tokenizers', 'datasets', 'pandas', 'pyarrow', 'sklearn'}"
+    script = f"import sys, {modules}; print(sorted({optional} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

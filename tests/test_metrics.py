@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from brewer_builtins.metrics import accuracy, f1, matthews
 
-from brewer_core import DataError
+from brewer_core import DataError, MissingExtraError
 
 pytest.importorskip("sklearn", reason="metrics are scikit-learn's")
 
@@ -50,4 +51,13 @@ def test_what_cannot_be_compared_is_refused():
         f1([0, 2], [0, 1], average="binary")
     assert str(caught.value) == (
         'f1: average "binary" is for two classes, and class 2 occurs; use "macro", "micro" or "weighted".'
+    )
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError) as caught:
+        accuracy([0], [0])
+    assert (
+        str(caught.value) == "the metric `accuracy` needs scikit-learn; install it with: pip install 'brewer-core[hf]'"
     )

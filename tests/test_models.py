@@ -11,7 +11,7 @@ import pytest
 import torch
 from brewer_builtins.models import hf
 
-from brewer_core import LoadedModel, RequestError, Task
+from brewer_core import LoadedModel, MissingExtraError, RequestError, Task
 from brewer_core.run.tokenizers import train_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="models need the extra hf")
@@ -171,6 +171,11 @@ def test_faulty_configs_are_refused(build):
     assert told(model_type="brt").startswith(
         "config.model_type 'brt' is no model that transformers knows; did you mean "
     )
+    assert (
+        told(model_type=["bert"])
+        == "config.model_type ['bert'] is no model that transformers knows; did you mean 'bert' or 'ibert'?"
+    )
+    assert told(model_type="bert", vocab_size="many").startswith("no bert model can be made of this config (")
     assert told(model_type="bert", hiden_size=8) == (
         "config.hiden_size is no setting of a bert model; did you mean 'hidden_size' or 'hidden_act'?"
     )
@@ -235,6 +240,15 @@ def test_a_folder_without_a_tokenizer_takes_the_runs(build, saved, tokenizer):
     assert message.endswith("); let `tokenizer.from` name a folder.")
 
 
+def test_a_tokenizer_that_cannot_pad_is_refused(build, saved):
+    settings = json.loads((saved / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (saved / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert refusal(build, path="saved", tokenizer=None) == (
+        f"the tokenizer in {saved} has no padding token; name one in its tokenizer_config.json."
+    )
+
+
 def test_a_model_that_knows_the_classes_in_another_order_is_refused(build, saved):
     turned = Task("text_classification", ("good", "bad", "so-so"))
     assert refusal(build, path="saved", task=turned) == (
@@ -278,6 +292,9 @@ def test_layers_that_cannot_be_kept_are_refused(build):
     )
     assert refusal(build, keep_layers=[], teacher=teacher) == ("`keep_layers` is empty; name one layer at least.")
     assert refusal(build, keep_layers=[0]) == ("`keep_layers` takes layers from a teacher, and this model has none.")
+    assert refusal(build, keep_layers=[0], teacher=replace(teacher, model=torch.nn.Linear(1, 1))) == (
+        "`keep_layers` needs a teacher of transformers, not a Linear; use `config` instead."
+    )
     two = Task("text_classification", ("no", "yes"))
     assert refusal(build, keep_layers=[0], teacher=teacher, task=two, num_labels=2) == (
         "the teacher has 3 classes, and the run 2."
@@ -316,3 +333,10 @@ def test_the_pretrained_teacher_of_quickstart_loads(build):
     assert sum(p.numel() for p in loaded.model.parameters()) == 22_714_371
     student = build(keep_layers=[0, 5], teacher=loaded, tokenizer=None)
     assert logits(student).shape == (1, 3)
+
+
+def test_without_transformers_the_extra_is_named(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError) as caught:
+        build(path="x")
+    assert str(caught.value) == "the model `hf` needs transformers; install it with: pip install 'brewer-core[hf]'"

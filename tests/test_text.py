@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from brewer_core.errors import DataError, RequestError
+from brewer_core.errors import DataError, MissingExtraError, RequestError
 from brewer_core.run.text import LengthGroupedBatches, TextDataset, class_names, collate, loader
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
@@ -36,6 +36,10 @@ def dataset(tokenizer):
         )
 
     return make
+
+
+def plain(item):
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in item.items()}
 
 
 def refusal(make, *arguments, **options):
@@ -99,7 +103,7 @@ def test_a_tokenizer_that_is_not_there_is_refused(tmp_path):
 def test_items_hold_numbers_labels_and_their_row(dataset, tokenizer):
     items = dataset(first_row=7)
     assert len(items) == 3
-    assert items[0] == {
+    assert plain(items[0]) == {
         "row": 7,
         "input_ids": tokenizer("the cat sat")["input_ids"],
         "attention_mask": [1] * 5,
@@ -112,7 +116,7 @@ def test_items_hold_numbers_labels_and_their_row(dataset, tokenizer):
 
 def test_texts_are_cut_and_pairs_joined(dataset, tokenizer):
     assert dataset(max_length=4).lengths == [4, 4, 4]
-    pair = dataset(text=("text", "other"))[0]
+    pair = plain(dataset(text=("text", "other"))[0])
     assert pair["input_ids"] == tokenizer("the cat sat", "a dog")["input_ids"]
     assert pair["token_type_ids"] == [0] * 5 + [1] * 3
 
@@ -136,7 +140,7 @@ def test_more_rows_than_are_tokenised_at_once_keep_their_order(dataset):
     words = ["cat", "dog", "mat"]
     rows = [{"text": words[i % 3]} for i in range(2500)]
     items = dataset(rows, label=None)
-    assert all(items[i]["input_ids"] == items[i % 3]["input_ids"] for i in (0, 999, 1000, 2001, 2499))
+    assert all(plain(items[i])["input_ids"] == plain(items[i % 3])["input_ids"] for i in (0, 999, 1000, 2001, 2499))
     assert len(items) == 2500
 
 
@@ -195,9 +199,18 @@ def test_batches_are_padded_to_their_longest_row(dataset, tokenizer):
     }
     assert type(batch) is dict
     assert batch["row"].tolist() == [0, 2]
-    assert batch["row"].dtype == batch["labels"].dtype == torch.int64
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert batch["attention_mask"].tolist() == [[1] * 5, [1] * 4 + [0]]
     assert batch["input_ids"][1, 4] == tokenizer.pad_token_id
+
+
+def test_batches_are_padded_as_the_tokenizer_pads(dataset, tokenizer, monkeypatch):
+    items = dataset()
+    for side in ("right", "left"):
+        monkeypatch.setattr(tokenizer, "padding_side", side)
+        batch = collate(tokenizer)([items[i] for i in range(3)])
+        expected = tokenizer([row["text"] for row in ROWS], padding=True, return_tensors="pt")
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 def batches(lengths, size, seed=0, **options):
@@ -246,3 +259,12 @@ def test_a_loader_draws_nothing_from_the_global_generator(dataset):
     assert torch.equal(torch.get_rng_state(), before)
     assert all(sorted(row for batch in rows for row in batch) == [0, 1, 2] for rows in passes)
     assert len(loaded) == 2
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError) as caught:
+        train_tokenizer(TEXTS, 60)
+    assert (
+        str(caught.value) == "training a tokenizer needs transformers; install it with: pip install 'brewer-core[hf]'"
+    )

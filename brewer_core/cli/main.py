@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -86,8 +86,15 @@ def _say(text: str) -> None:
     print(f"brewer: {text}", file=sys.stderr)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
-    del category, where
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
     _say(f"warning: {' '.join(str(message).split())}")
 
 

@@ -63,7 +63,7 @@ class TerminalReporter(Reporter):
             terms = ", ".join(f"{name} {value:.4g}" for name, value in plan.terms[stage].items())
             table.add_row(stage, model, f"{plan.parameters[model]:,}", f"{steps:,}", terms)
         self._out.print(table)
-        classes = ", ".join(plan.classes)
+        classes = "; ".join(plan.classes)
         rows = ", ".join(f"{count:,} rows of {use}" for use, count in plan.rows.items())
         self._out.print(
             f"{len(plan.classes)} classes: {classes}\nevaluation on {rows}\nnothing was written",

@@ -132,7 +132,8 @@ class _Reader:
     def _constructor(self, implementation: type) -> tuple[Callable[..., Any], list[Parameter]]:
         owner = next(c for c in implementation.__mro__ if "__init__" in vars(c))
         # A protocol has an `__init__` that typing made, and nn.Module one that takes anything.
-        if owner is object or vars(owner)["__init__"].__module__ in ("typing", "torch.nn.modules.module"):
+        home = getattr(vars(owner)["__init__"], "__module__", "")
+        if owner is object or home in ("typing", "torch.nn.modules.module"):
             return implementation, []
         constructor = owner.__init__  # type: ignore[misc]  # read only, and of exactly the class that defines it
         return constructor, list(_signature(constructor, self).parameters.values())[1:]

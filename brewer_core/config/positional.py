@@ -27,7 +27,7 @@ class _Positional(ModelMetaclass):
         try:
             return super().__call__(**bound.arguments)
         except ValidationError as error:
-            raise ConfigError(problems(error, cls), cls.__name__) from error
+            raise ConfigError(problems(error, cls), cls.__name__) from error  # type: ignore[arg-type]  # cls is a model
 
 
 class PositionalConfig(Config, metaclass=_Positional):
@@ -44,7 +44,7 @@ class PositionalConfig(Config, metaclass=_Positional):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class the signature of its fields."""
         super().__pydantic_init_subclass__(**kwargs)
-        cls.__signature__ = inspect.Signature([cls._parameter(name) for name in cls.model_fields])  # type: ignore[misc]
+        cls.__signature__ = inspect.Signature([cls._parameter(name) for name in cls.model_fields])
 
     @classmethod
     def _parameter(cls, name: str) -> inspect.Parameter:

@@ -84,12 +84,13 @@ class Assembly:
         if source != "teacher":
             return load_tokenizer(self.base_dir / source)
         first = self.teacher_names[0] if self.teacher_names else next(iter(self.config.models))
-        tokenizer = self._build(first, None, None).tokenizer
-        if tokenizer is None:
+        loaded = self._build(first, None, None)
+        if loaded.tokenizer is None:
             raise ConfigError(
                 [f'tokenizer.from: model {first!r} has no tokenizer of its own; give a folder, or "train"'], "config"
             )
-        return tokenizer
+        self._models[first] = self._fitting(first, loaded)
+        return loaded.tokenizer
 
     @cached_property
     def teacher_names(self) -> list[str]:
@@ -109,14 +110,7 @@ class Assembly:
             (s.teachers[0].model for s in self.config.stages if isinstance(s, DistillStage) and s.student == name), None
         )
         loaded = self._build(name, self.model(teacher) if teacher else None, self.tokenizer)
-        if loaded.tokenizer is not None and loaded.tokenizer.get_vocab() != self.tokenizer.get_vocab():
-            raise ConfigError(
-                [
-                    f"models.{name}: its own tokenizer has another vocabulary than the run's; set tokenizer.from to this model's folder"
-                ],
-                "config",
-            )
-        return loaded
+        return self._fitting(name, loaded)
 
     def replace_model(self, name: str, loaded: LoadedModel) -> None:
         """Take a model in place of the one that bears a name."""
@@ -160,6 +154,13 @@ class Assembly:
                 f"data.{name}: row {dataset.labels.index(-100) + 1} of {split} has no label; evaluation needs one in each row."
             )
         return loader(dataset, evaluation.batch_size, seed=0, shuffle=False, group_by_length=True)
+
+    def _fitting(self, name: str, loaded: LoadedModel) -> LoadedModel:
+        wanted, longest = self.config.tokenizer.max_length, loaded.max_length
+        if longest is not None and wanted > longest:
+            problem = f"tokenizer.max_length: model {name!r} takes {longest} tokens at most, not {wanted}"
+            raise ConfigError([problem], "config")
+        return loaded
 
     def _uses(self) -> Iterable[tuple[str, str, str]]:
         """Every name of data in the stages, with what it is used for and where it stands."""
@@ -253,10 +254,10 @@ def rows_of(batch: Batch) -> list[int]:
     return numbers
 
 
-def attempt(problems: list[str], make: Callable[[], Any]) -> Any:
-    """What `make` makes; where it raises a BrewerError, None, and its text joins the problems."""
+def attempt(problems: list[str], make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` makes of the arguments; where it raises a BrewerError, None, and its text joins the problems."""
     try:
-        return make()
+        return make(*arguments)
     except ConfigError as error:
         problems += error.problems
     except BrewerError as error:

@@ -45,7 +45,10 @@ class Evaluator:
 
     def __call__(self, model: nn.Module, adaptor: Callable[..., Any]) -> dict[str, float]:
         """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
-        predictions, references = self._predict(model, adaptor)
+        return self.measure(*self._predict(model, adaptor))
+
+    def measure(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        """The figures of predictions, by metric."""
         figures: dict[str, float] = {}
         for name, metric in self.metrics.items():
             value = metric(predictions, references, task=self.task)

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from brewer_core.batches import move_to_device
-from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
+from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage, load_run_config
 from brewer_core.errors import ConfigError, RequestError
 from brewer_core.plugins import default_registry
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
-from brewer_core.run.evaluation import Evaluator
+from brewer_core.run.evaluation import Evaluator, check_best
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.manifest import manifest, now
 from brewer_core.run.optimization import make_optimizer
@@ -85,27 +85,28 @@ def plan(assembly: Assembly) -> Plan:
     Raises ConfigError with every problem of data and models.
     """
     problems: list[str] = []
-    if attempt(problems, lambda: assembly.task) is None or attempt(problems, lambda: assembly.tokenizer) is None:
+    if (
+        attempt(problems, getattr, assembly, "task") is None
+        or attempt(problems, getattr, assembly, "tokenizer") is None
+    ):
         raise ConfigError(problems, "config")
-    stages, terms, parameters = [], {}, {}
-    for name in assembly.config.models:
-        loaded = attempt(problems, lambda name=name: assembly.model(name))
-        if loaded is not None:
-            parameters[name] = count_parameters(loaded)
+    models = {name: attempt(problems, assembly.model, name) for name in assembly.config.models}
     for i, stage in enumerate(assembly.config.stages):
-        model = stage.student if isinstance(stage, DistillStage) else stage.model
-        if model in parameters and not problems:
-            found = attempt(problems, lambda i=i: _try_stage(assembly, i))
-            if found is not None:
-                stages.append((stage.name, model, found[0]))
-                terms[stage.name] = found[1]
-        else:
-            attempt(problems, lambda i=i: assembly.training_set(assembly.config.stages[i], f"stages[{i}]"))
-    loaders = {use: attempt(problems, lambda use=use: assembly.evaluation_loader(use)) for use in ("data", "test")}
+        attempt(problems, assembly.training_set, stage, f"stages[{i}]")
+    evaluators = {use: attempt(problems, _evaluator, assembly, use) for use in ("data", "test")}
+    if problems:  # a batch is tried only of what could be built
+        raise ConfigError(list(dict.fromkeys(problems)), "config")
+    tried = {stage.name: attempt(problems, _try_stage, assembly, i) for i, stage in enumerate(assembly.config.stages)}
+    attempt(problems, _check_best, assembly, evaluators["data"])
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), "config")
-    rows = {use: len(found.dataset) for use, found in loaders.items()}
-    return Plan(tuple(stages), rows, assembly.task.labels, parameters, terms)
+    return Plan(
+        stages=tuple((stage.name, trained_model(stage), tried[stage.name][0]) for stage in assembly.config.stages),
+        rows={use: evaluator.rows for use, evaluator in evaluators.items()},
+        classes=assembly.task.labels,
+        parameters={name: count_parameters(model) for name, model in models.items()},
+        terms={name: terms for name, (_, terms) in tried.items()},
+    )
 
 
 class _Run:
@@ -177,7 +178,7 @@ class _Run:
     def _summary(self, started: float) -> dict[str, Any]:
         position, last = len(self.config.stages) - 1, self.config.stages[-1]
         _publish(self.folder, last.name)
-        student = last.student if isinstance(last, DistillStage) else last.model
+        student = trained_model(last)
         baselines = self._baselines(last, f"stages[{position}]") if isinstance(last, DistillStage) else {}
         return {
             "teacher": self._final(last.teachers[0].model) if isinstance(last, DistillStage) else None,
@@ -208,6 +209,18 @@ class _Run:
         finished = None if status == "running" else now()
         self.manifest |= {"status": status, "finished": finished}
         self.folder.write_json(names.MANIFEST, self.manifest)
+
+
+def trained_model(stage: SupervisedStage | DistillStage) -> str:
+    """The name of the model that a stage trains."""
+    return stage.student if isinstance(stage, DistillStage) else stage.model
+
+
+def _check_best(assembly: Assembly, evaluator: Evaluator) -> None:
+    """Raises ConfigError where the best checkpoint is to be chosen by a figure that no metric gives."""
+    best = assembly.config.evaluation.best
+    if best is not None:
+        check_best(best, list(evaluator.measure([0, 1], [0, 1])))
 
 
 def _student_adaptor(config: RunConfig) -> ComponentRef:

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     Its vocabulary has vocab_size entries at most, yet never fewer than the characters of the texts need (twice as many
     as there are of them, and five).
     """
-    with needs_transformers("training a tokenizer"):
+    with _needs_transformers("training a tokenizer"):
         import transformers
         from tokenizers import models
     if not texts:
@@ -46,7 +46,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer that a folder holds. Raises RequestError where it holds none, or one that cannot pad."""
-    with needs_transformers("a tokenizer from a folder"):
+    with _needs_transformers("a tokenizer from a folder"):
         from transformers import AutoTokenizer
     if not folder.is_dir():
         raise RequestError(f'tokenizer.from: there is no folder {folder}; give a folder, "teacher" or "train".')
@@ -62,15 +62,6 @@ def load_tokenizer(folder: Path) -> Any:
             f"tokenizer.from: the tokenizer in {folder} cannot pad batches; it needs a tokenizer.json and a padding token."
         )
     return tokenizer
-
-
-@contextmanager
-def needs_transformers(user: str) -> Iterator[None]:
-    """Import transformers inside this; an ImportError becomes a MissingExtraError with the install command."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingExtraError(f"{user} needs transformers; install it with: pip install 'brewer-core[hf]'") from error
 
 
 def _vocabulary(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
@@ -115,3 +106,12 @@ def _template(tokenizer: Tokenizer) -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
+
+
+@contextmanager
+def _needs_transformers(user: str) -> Iterator[None]:
+    """Import transformers inside this; an ImportError becomes a MissingExtraError with the install command."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(f"{user} needs transformers; install it with: pip install 'brewer-core[hf]'") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from brewer_core import Counts, hookimpl
@@ -14,7 +14,7 @@ _OUTPUTS = {"hidden": "hidden_states", "attention": "attentions"}
 
 
 @hookimpl
-def brewer_adaptors() -> Mapping[str, type[Callable[..., Any]]]:
+def brewer_adaptors() -> Mapping[str, type]:
     """The adaptors of this module."""
     return {"text_classification": TextClassification}
 

@@ -38,10 +38,9 @@ def f1(
     Raises DataError where the average is `binary` and there are other classes than 0 and 1.
     """
     _check("f1", predictions, references)
-    classes = {int(number) for number in (*predictions, *references)}
-    if average == "binary" and not classes <= {0, 1}:
+    if average == "binary" and (highest := max(*predictions, *references)) > 1:
         raise DataError(
-            f'f1: average "binary" is for two classes, and class {max(classes)} occurs; use "macro", "micro" or "weighted".'
+            f'f1: average "binary" is for two classes, and class {highest} occurs; use "macro", "micro" or "weighted".'
         )
     return float(_sklearn("f1").f1_score(references, predictions, average=average, zero_division=0))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import re
@@ -10,18 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from brewer_builtins.extras import extra, reason
+from brewer_builtins.layers import shortened
 from brewer_core import LoadedModel, RequestError, Task, hookimpl
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Scalar = bool | int | float | str | None
 _OF_THE_RUN = ("num_labels", "id2label", "label2id", "problem_type")
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 _TOKENS = ("pad", "bos", "eos", "cls", "sep")
 
 
@@ -64,7 +62,7 @@ def hf(
     _check_task(task, num_labels)
     with _quiet(), _drawn_from(seed):
         if keep_layers is not None:
-            return _shortened(teacher, keep_layers, num_labels)
+            return _from_teacher(teacher, keep_layers, num_labels)
         if config is not None:
             return _from_config(config, tokenizer, task, num_labels)
         source = _folder_of(distribution) if distribution is not None else _folder_or_name(base_dir, path or "")
@@ -101,7 +99,7 @@ def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int)
             output_loading_info=True,
         )
     _check_body(source, model, report)
-    return _loaded(model.float(), own)
+    return _loaded(model.float(), own, f"pretrained {source.name if isinstance(source, Path) else source}")
 
 
 def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
@@ -114,39 +112,34 @@ def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labe
     kind, sizes = _model_type(config)
     allowed = _settings_of(kind)
     _check_sizes(kind, sizes, allowed)
-    if sizes.get("vocab_size", len(tokenizer)) < len(tokenizer):
+    entries = sizes.get("vocab_size")
+    if isinstance(entries, int) and entries < len(tokenizer):
         raise RequestError(
-            f"config.vocab_size is {sizes['vocab_size']}, and the tokenizer has {len(tokenizer)} entries; leave it out."
+            f"config.vocab_size is {entries}, and the tokenizer has {len(tokenizer)} entries; leave it out."
         )
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _TOKENS}
     given = {"vocab_size": len(tokenizer), **{name: i for name, i in tokens.items() if name in allowed}, **sizes}
     with _refused(f"no {kind} model can be made of this config"):
         settings = _with_labels(transformers.AutoConfig.for_model(kind, **given), task, num_labels)
         model = transformers.AutoModelForSequenceClassification.from_config(settings, trust_remote_code=False)
-    return _loaded(model, tokenizer)
+    return _loaded(model, tokenizer, "trained from scratch")
 
 
-def _shortened(teacher: LoadedModel | None, layers: Sequence[int], num_labels: int) -> LoadedModel:
-    """The teacher's own kind of model with some of its layers, and copies of their weights and of all around them."""
+def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], num_labels: int) -> LoadedModel:
     if teacher is None:
         raise RequestError("`keep_layers` takes layers from a teacher, and this model has none.")
+    if not isinstance(teacher.model, _transformers().PreTrainedModel):
+        raise RequestError(
+            f"`keep_layers` needs a teacher of transformers, not a {type(teacher.model).__name__}; use `config` instead."
+        )
     long: Any = teacher.model
-    prefix = _layers_of(long)
-    _check_layers(layers, long.config.num_hidden_layers)
     if long.config.num_labels != num_labels:
         raise RequestError(f"the teacher has {long.config.num_labels} classes, and the run {num_labels}.")
-    short = type(long)(_with_layers(long.config, layers))
-    try:
-        short.load_state_dict(_renumbered(long.state_dict(), prefix, layers))
-    except RuntimeError as error:
-        raise RequestError(
-            f"layers {list(layers)} of the teacher do not fit a {type(long).__name__} of {len(layers)} layers, "
-            "whose first layer may be of another form; let `keep_layers` begin with 0."
-        ) from error
-    return _loaded(short, teacher.tokenizer)
+    kept = ", ".join(map(str, layers))
+    return _loaded(shortened(long, layers), teacher.tokenizer, f"layers {kept} of its teacher")
 
 
-def _loaded(model: Any, tokenizer: Any) -> LoadedModel:
+def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
     def save(folder: Path) -> None:
         with _quiet():
             model.save_pretrained(folder)
@@ -159,7 +152,15 @@ def _loaded(model: Any, tokenizer: Any) -> LoadedModel:
             arguments["output_attentions"] = True
         return arguments
 
-    return LoadedModel(model, tokenizer, save, forward_arguments)
+    return LoadedModel(model, tokenizer, save, forward_arguments, origin, _longest(model.config))
+
+
+def _longest(config: Any) -> int | None:
+    """The longest input of a model in tokens; models of RoBERTa's family count positions from behind the padding token's."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None or config.model_type not in _OFFSET_POSITIONS:
+        return positions
+    return positions - config.pad_token_id - 1
 
 
 def _folder_or_name(base_dir: Path, path: str) -> Path | str:
@@ -207,6 +208,8 @@ def _tokenizer_beside(source: Path | str, tokenizer: Any) -> Any:
                 f"{source} holds no tokenizer that can be read ({reason(error)}); let `tokenizer.from` name a folder."
             ) from error
         return tokenizer
+    if own.pad_token is None:
+        raise RequestError(f"the tokenizer in {source} has no padding token; name one in its tokenizer_config.json.")
     if tokenizer is not None and own.get_vocab() != tokenizer.get_vocab():
         raise RequestError(
             f"{source} was trained with another vocabulary ({len(own)} entries) than the run's tokenizer has "
@@ -251,7 +254,7 @@ def _model_type(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     kind = sizes.pop("model_type", None)
     if kind is None:
         raise RequestError('config has no "model_type"; give one, such as "bert".')
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         close = _close(str(kind), list(transformers.CONFIG_MAPPING))
         raise RequestError(f"config.model_type {kind!r} is no model that transformers knows{close}")
     return kind, sizes
@@ -270,48 +273,6 @@ def _check_sizes(kind: str, sizes: Mapping[str, Any], allowed: set[str]) -> None
             raise RequestError(f"config.{name} is set by the run, from its classes; leave it out.")
         if name not in allowed:
             raise RequestError(f"config.{name} is no setting of a {kind} model{_close(name, allowed)}")
-
-
-def _layers_of(model: nn.Module) -> str:
-    """The name of the one list of layers that is as long as the model's config says."""
-    from torch.nn import ModuleList
-
-    config: Any = model.config
-    count = config.num_hidden_layers
-    names = [name for name, part in model.named_modules() if isinstance(part, ModuleList) and len(part) == count]
-    if len(names) != 1:
-        raise RequestError(
-            f"`keep_layers` needs a teacher with one list of {count} layers, and {type(model).__name__} has "
-            f"{len(names)}; use `config` instead."
-        )
-    return str(names[0])
-
-
-def _check_layers(layers: Sequence[int], count: int) -> None:
-    if not layers:
-        raise RequestError("`keep_layers` is empty; name one layer at least.")
-    for layer in layers:
-        if not 0 <= layer < count:
-            raise RequestError(
-                f"`keep_layers` names layer {layer}, and the teacher has {count} layers, 0 to {count - 1}."
-            )
-
-
-def _with_layers(config: Any, layers: Sequence[int]) -> Any:
-    short = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        short.layer_types = [kinds[layer] for layer in layers]
-    short.num_hidden_layers = len(layers)
-    return short
-
-
-def _renumbered(state: Mapping[str, Any], prefix: str, layers: Sequence[int]) -> dict[str, Any]:
-    kept = {key: value for key, value in state.items() if not key.startswith(f"{prefix}.")}
-    for new, old in enumerate(layers):
-        start = f"{prefix}.{old}."
-        kept |= {f"{prefix}.{new}.{key[len(start) :]}": state[key] for key in state if key.startswith(start)}
-    return kept
 
 
 def _transformers() -> Any:
@@ -334,7 +295,6 @@ def _drawn_from(seed: int) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """No reports and bars of transformers: that a head is new is expected here. Its settings are put back afterwards."""
     logging = _transformers().utils.logging
-
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

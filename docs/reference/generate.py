@@ -1,0 +1,208 @@
+"""Writes config.md and hooks.md, beside this file, from the code: `python docs/reference/generate.py`.
+
+A test compares the pages with what this gives, so they cannot fall behind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, WithJsonSchema
+from pydantic.fields import FieldInfo
+
+from brewer_core import KINDS, RunConfig, TrainingConfig, hookspecs
+from brewer_core.components import Kind
+from brewer_core.config import ComponentRef
+from brewer_core.config.refs import OfKind
+
+HERE = Path(__file__).parent
+NOTICE = "<!-- Written by docs/reference/generate.py from the code: edit the docstrings there, and run it again. -->"
+PLAIN = {int: "integer", float: "number", bool: "true or false", str: "text", NoneType: "null", Any: "any value"}
+BOUNDS = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
+
+CONFIG_HEAD = """# Configs
+
+Every field that a config may have. A config is JSON; keys that are not listed here are refused, numbers are numbers
+(`"3"` is no integer), and all problems are told at once, each with its path in the file.
+
+`brewer run` reads a [RunConfig](#runconfig). A script builds a [DistillationConfig](#distillationconfig) and a
+[TrainingConfig](#trainingconfig). All of them are frozen: `config.model_copy(update={...})` gives another.
+
+## Components
+
+Where the type is a kind of component, such as *kd loss*, the value is a name, `"kl"`, or an object with the name and
+options, `{"name": "kl", "t_squared": false}`. `brewer list-plugins` lists the names and the options.
+[DistillationConfig](#distillationconfig) also takes a callable when it is built in Python.
+"""
+
+HOOKS_HEAD = """# Hooks
+
+A plugin is a module whose functions are marked with `@hookimpl` and named by an entry point in the group `brewer`. There
+is one hook a kind of component. A hook takes no arguments and returns a mapping from name to implementation.
+
+Positional inputs are passed by position, so an implementation may call them what it likes. A named input is passed to an
+implementation that has a keyword-only parameter of that name. Every other keyword-only parameter is an option.
+"""
+
+
+def config_page() -> str:
+    """The page of configs: a section for each model, in the order in which they are first named."""
+    sections = [*_sections([RunConfig]), *_sections([TrainingConfig])]
+    return "\n".join([NOTICE, "", CONFIG_HEAD, *sections]).rstrip() + "\n"
+
+
+def hooks_page() -> str:
+    """The page of hooks: a section for each, in the order of the kinds."""
+    return "\n".join([NOTICE, "", HOOKS_HEAD, *map(_hook, KINDS.values())]).rstrip() + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Each generated page with its text."""
+    return {HERE / "config.md": config_page(), HERE / "hooks.md": hooks_page()}
+
+
+def _sections(roots: Sequence[type[BaseModel]]) -> Iterator[str]:
+    waiting, told = list(roots), set()
+    while waiting:
+        model = waiting.pop(0)
+        if model not in told:
+            told.add(model)
+            yield _section(model)
+            inner = (m for f in model.model_fields.values() for m in _models(f.annotation))
+            waiting += [m for m in inner if m not in told]
+
+
+def _section(model: type[BaseModel]) -> str:
+    lines = [f"## {model.__name__}", "", _paragraph(model), ""]
+    lines += ["| key | type | default | |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        cells = (f"`{field.alias or name}`", _type(field.annotation, field.metadata), _default(field))
+        lines.append(f"| {' | '.join(cells)} | {' '.join((field.description or '').split())} |")
+    return "\n".join([*lines, ""])
+
+
+def _paragraph(documented: Any) -> str:
+    return inspect.cleandoc(documented.__doc__ or "")
+
+
+def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type as a person reads it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0], [*_flat(arguments[1:]), *metadata])
+    for mark in metadata:
+        if isinstance(mark, OfKind):
+            return _reference(mark)
+        if isinstance(mark, WithJsonSchema):
+            return _schema_type(mark.json_schema or {})
+    if origin in (Union, UnionType):
+        return " or ".join(_type(a, metadata if a is not NoneType else ()) for a in arguments)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}" if arguments[-1] is Ellipsis else f"list of {len(arguments)}"
+    if origin is dict:
+        return f"object of {_type(arguments[1])}" if arguments[1] is not Any else "object"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    return f"{PLAIN[annotation]} {' and '.join(_bounds(metadata))}".strip()
+
+
+def _flat(metadata: Sequence[Any]) -> Iterator[Any]:
+    for mark in metadata:
+        yield from mark.metadata if isinstance(mark, FieldInfo) else [mark]
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+    for mark in metadata:
+        if type(mark) in BOUNDS:
+            attribute, sign = BOUNDS[type(mark)]
+            yield f"{sign} {getattr(mark, attribute)}"
+
+
+def _reference(mark: OfKind) -> str:
+    forms = [f"[{KINDS[mark.kind].title}](hooks.md#{KINDS[mark.kind].hook})"]
+    forms += ["list"] if mark.listed else []
+    return " or ".join([*forms, *(["null"] if mark.optional else [])])
+
+
+def _schema_type(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_schema_type, schema["anyOf"]))
+    if schema["type"] == "array":
+        return f"list of {_schema_type(schema['items'])}"
+    return {"string": "text"}.get(schema["type"], schema["type"])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.default
+    return f"`{json.dumps(_plain(default))}`" if not isinstance(default, BaseModel) else "its defaults"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ComponentRef):
+        return {"name": value.name, **value.options} if value.options else value.name
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _hook(kind: Kind) -> str:
+    specification = getattr(hookspecs, kind.hook)
+    text, _, rest = _paragraph(specification).partition("Example:\n")
+    example, _, returns = rest.partition("Returns:\n")
+    title, _, code = textwrap.dedent(example).strip().partition("::\n")
+    returned, _, added = textwrap.dedent(returns).strip().partition("\n\n")
+    return "\n".join(
+        [
+            f"## {kind.hook}",
+            "",
+            text.strip(),
+            "",
+            *_facts(kind, specification.__annotations__["return"]),
+            "",
+            f"{title}:",
+            "",
+            "```python",
+            textwrap.dedent(code).strip("\n"),
+            "```",
+            "",
+            f"Returns: {returned} {added.strip()}",
+            "",
+        ]
+    )
+
+
+def _facts(kind: Kind, returned: str) -> Iterator[str]:
+    yield f"- Signature: `{kind.hook}() -> {returned}`"
+    if kind.positional:
+        yield f"- Positional inputs: {_codes(kind.positional)}"
+    if kind.named:
+        yield f"- Named inputs: {_codes(kind.named)}"
+    if kind.sizes:
+        yield f"- Named inputs of a class's `__init__`: {_codes(kind.sizes)}"
+    yield f"- Name of a distribution: `brewer-{kind.family}-<name>`"
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+        print(f"wrote {page}")
