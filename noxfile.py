@@ -26,7 +26,8 @@ def group(name: str, project: Path = ROOT) -> list[str]:
 
 def install(session: nox.Session, *requirements: str) -> None:
     """Install with the pinned versions; torch in particular, of which other builds are gigabytes."""
-    session.install("-c", str(ROOT / "constraints.txt"), *requirements)
+    # Compiling every file of torch and transformers takes longer than unpacking them.
+    session.install("--no-compile", "-c", str(ROOT / "constraints.txt"), *requirements)
 
 
 def run_tests(session: nox.Session) -> None:

@@ -37,9 +37,12 @@ def call_model(model: nn.Module, batch: Batch, arguments: Mapping[str, Any]) -> 
 
 def side(batch: Batch, role: str) -> Batch:
     """The part of a batch for `teacher` or `student`, where it holds one for each; else the batch itself."""
-    if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
-        return batch[role]
-    return batch
+    return batch[role] if _two_sided(batch) else batch
+
+
+def teacher_cache(batch: Batch) -> Any:
+    """The teacher's outputs, where a batch with a part for each model brings them along; else None."""
+    return batch.get("teacher_cache") if _two_sided(batch) else None
 
 
 def rows(batch: Batch) -> int:
@@ -48,6 +51,10 @@ def rows(batch: Batch) -> int:
         if tensor.dim() > 0:
             return int(tensor.shape[0])
     raise DataError("the batch holds no tensor with rows; a loader must yield tensors in a tuple, a list or a mapping.")
+
+
+def _two_sided(batch: Batch) -> bool:
+    return isinstance(batch, Mapping) and "teacher" in batch and "student" in batch
 
 
 def _tensors(batch: Batch) -> Iterator[torch.Tensor]:

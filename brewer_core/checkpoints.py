@@ -18,13 +18,15 @@ _STEP = re.compile(r"step-(\d+)")
 class Checkpoints:
     """A folder of `step-{N}` folders.
 
-    keep_last: how many of the latest to keep; a pinned one, such as the best, stays beside them.
+    keep_last: how many of the latest to keep, those found in the folder being older than what is saved here; a pinned
+    one, such as the best, stays beside them.
     """
 
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
         self.folder = folder
         self.keep_last = keep_last
         self.pinned: int | None = None
+        self._saved: list[int] = []
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state of a step, and remove what is no longer kept."""
@@ -35,6 +37,7 @@ class Checkpoints:
         torch.save(dict(state), draft / STATE_FILE)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)
+        self._saved = [*(earlier for earlier in self._saved if earlier != step), step]
         self._prune()
         return target
 
@@ -53,7 +56,9 @@ class Checkpoints:
         return sorted(int(match.group(1)) for match in found if match)
 
     def _prune(self) -> None:
-        for step in self.steps()[: -self.keep_last]:
+        found = self.steps()
+        oldest_first = [step for step in found if step not in self._saved] + [s for s in self._saved if s in found]
+        for step in oldest_first[: -self.keep_last]:
             if step != self.pinned:
                 shutil.rmtree(self.folder / f"step-{step}")
 

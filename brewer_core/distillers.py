@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -118,12 +120,12 @@ class BasicDistiller:
         self._door = _Door(train_config, registry or default_registry())
         self._modes = _Modes()
         self._objective = Objective.from_config(self._terms(distill_config), self._door.registry)
+        if distill_config.is_caching_logits:
+            _warn("is_caching_logits is ignored: the teacher answers for every batch anew.")
 
     def _terms(self, config: DistillationConfig) -> DistillationConfig:
         if config.matches:
-            warnings.warn(
-                "BasicDistiller leaves out intermediate_matches; use GeneralDistiller for them.", stacklevel=3
-            )
+            _warn("BasicDistiller leaves out intermediate_matches; use GeneralDistiller for them.")
         return config.model_copy(update={"intermediate_matches": None})
 
     def __enter__(self) -> Self:
@@ -250,7 +252,7 @@ class _Request:
 
     def checked(self) -> _Request:
         """The same request. Raises RequestError where it cannot be meant."""
-        if not isinstance(self.dataloader, Iterable):
+        if not isinstance(self.dataloader, Iterable) and not hasattr(type(self.dataloader), "__getitem__"):
             given = type(self.dataloader).__name__
             hint = "; the schedule comes after it: train(optimizer, dataloader, num_epochs, scheduler_class=..., scheduler_args=...)"
             raise RequestError(f"train: expected a dataloader as the second argument, not a {given}{hint}.")
@@ -358,7 +360,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise RequestError(f"device {name!r} is none that torch knows; use cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        warnings.warn(f"device {name!r} is not available here; training on the CPU.", stacklevel=4)
+        _warn(f"device {name!r} is not available here; training on the CPU.")
         return torch.device("cpu")
     return device
 
@@ -370,12 +372,16 @@ def _tag(name: str) -> str:
 
 def _warn_of_ignored(config: TrainingConfig) -> None:
     if config.data_parallel:
-        warnings.warn(
-            "data_parallel is ignored: start one process for each device with torchrun in its place.", stacklevel=4
-        )
+        _warn("data_parallel is ignored: start one process for each device with torchrun in its place.")
     if config.fp16_opt_level != "O1":
-        warnings.warn(f"fp16_opt_level={config.fp16_opt_level!r} is ignored: torch.amp has one level.", stacklevel=4)
+        _warn(f"fp16_opt_level={config.fp16_opt_level!r} is ignored: torch.amp has one level.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError(
             "this version trains in one process, and WORLD_SIZE is above 1; start the script without torchrun."
         )
+
+
+def _warn(text: str) -> None:
+    """Warn of the line that called into this file."""
+    inside = itertools.takewhile(lambda frame: frame.filename == __file__, inspect.stack(context=0))
+    warnings.warn(text, stacklevel=1 + len(list(inside)))

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from brewer_core.precision import check_precision
 from brewer_core.protocols import Batch, CountingAdaptor, Step, Teacher
 
 MicroBatch = tuple[str, Batch]
+_EMPTY = "the loader is empty; it must yield at least one batch."
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class Settings:
     log_every_steps: int = 10
     checkpoint_due: Callable[[int, int], bool] = lambda _step, _epoch: False
     prepare: Callable[[Batch], Batch] = lambda batch: batch
+
+
+@runtime_checkable
+class _Stateful(Protocol):
+    """What a schedule is unless a user wrote it, who need not give it more than a `step()`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -123,18 +133,19 @@ class Engine:
     def train(self, loader: Any, duration: Duration) -> int:
         """Train on a loader and return the number of optimizer steps done.
 
+        After `load_state_dict` the steps that are done already count: their batches are read, and passed over.
+
         Raises DataError where the loader gives too little, NonFiniteError before a step on a loss that is not finite.
         """
         self.total_steps = duration.total_steps(loader, self.settings.accumulation)
         self._tell("begin", self.total_steps)
         self.optimizer.zero_grad()
         try:
-            for epoch, micro_batches, count in self._groups(loader, duration):
+            for epoch, micro_batches, count in self._remaining(loader, duration):
                 if self._train_step(micro_batches, count):
                     self._after_step(epoch)
-            if self._window.steps:  # steps that the scaler skipped kept the last one from being reached
-                self._log()
-                self._checkpoint()
+            if self.step < self.total_steps:  # the scaler skipped steps, which kept the last one from being reached
+                self._finish()
         finally:
             self._tell("end")
         return self.step
@@ -144,7 +155,7 @@ class Engine:
         return {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scheduler": self.scheduler.state_dict() if isinstance(self.scheduler, _Stateful) else None,
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
             "step": self.step,
@@ -154,7 +165,7 @@ class Engine:
         """Take up a state that `state_dict` gave."""
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler:
+        if isinstance(self.scheduler, _Stateful):
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.learner.strategy.load_state_dict(state["strategy"])
@@ -263,10 +274,23 @@ class Engine:
         self._tell("logged", self.step, {**self._window.read(), "learning_rate": rate})
         self._window = _Window()
 
+    def _finish(self) -> None:
+        if self._window.steps:
+            self._log()
+        self._checkpoint()
+
     def _checkpoint(self) -> None:
         if self.checkpoints:
             self.checkpoints.save(self.step, self.state_dict())
         self._tell("checkpoint", self.step)
+
+    def _remaining(self, loader: Any, duration: Duration) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
+        """What `_groups` gives, after the steps that are done."""
+        groups = self._groups(loader, duration)
+        for _, micro_batches, _ in itertools.islice(groups, self.step):
+            for _ in micro_batches:
+                pass
+        return groups
 
     def _groups(self, loader: Any, duration: Duration) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
         """The micro-batches of each optimizer step, with the epoch and their number; read only as they are used."""
@@ -277,11 +301,12 @@ class Engine:
             return
         for epoch in range(duration.epochs or 0):
             _set_epoch(loader, epoch)
-            stream, left = self.learner.strategy.batches(loader), len(loader)
-            while left > 0:
-                count = min(size, left)
-                yield epoch, _exactly(stream, count, len(loader)), count
-                left -= count
+            stream, length = self.learner.strategy.batches(loader), len(loader)
+            for first in range(0, length, size):
+                count = min(size, length - first)
+                yield epoch, _exactly(stream, count, length), count
+            if next(iter(stream), None) is not None:
+                raise DataError(_wrong_length(length, "more"))
 
     def _endless(self, loader: Any, steps: int) -> Iterator[MicroBatch]:
         for passes in itertools.count():
@@ -291,11 +316,7 @@ class Engine:
                 given = True
                 yield micro_batch
             if not given:
-                what = "is empty" if passes == 0 else "can be iterated only once, and is spent"
-                raise DataError(
-                    f"the loader {what} after {self.step} of {steps} optimizer steps; pass a DataLoader or a list, or ask for "
-                    "fewer steps."
-                )
+                raise DataError(_EMPTY if passes == 0 else _spent(self.step, steps))
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for listener in self.listeners:
@@ -325,7 +346,7 @@ def steps_per_epoch(loader: Any, accumulation: int) -> int:
             "the loader has no length, so its epochs cannot be counted; give num_steps in place of num_epochs."
         ) from error
     if batches == 0:
-        raise DataError("the loader is empty; it must yield at least one batch.")
+        raise DataError(_EMPTY)
     return math.ceil(batches / accumulation)
 
 
@@ -359,9 +380,18 @@ def _exactly(stream: Iterable[MicroBatch], count: int, length: int) -> Iterator[
         given += 1
         yield micro_batch
     if given < count:
-        raise DataError(
-            f"the loader says that it has {length} batches and yielded fewer; its __len__ must be right, or give num_steps."
-        )
+        raise DataError(_wrong_length(length, "fewer"))
+
+
+def _wrong_length(length: int, yielded: str) -> str:
+    return f"the loader says that it has {length} batches and yielded {yielded}; its __len__ must be right, or give num_steps."
+
+
+def _spent(done: int, steps: int) -> str:
+    return (
+        f"the loader can be iterated only once, and is spent after {done} of {steps} optimizer steps; pass a DataLoader or "
+        "a list, or ask for fewer steps."
+    )
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

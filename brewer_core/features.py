@@ -87,8 +87,8 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         return self[name][0] if self.get(name) else None
 
     def float(self) -> Features:
-        """The same features with floating-point tensors in float32; nothing is copied that is float32 already."""
-        return self._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        """The same features with float16 and bfloat16 tensors in float32; others, float64 too, stay as they are."""
+        return self._each(lambda t: t.float() if t.is_floating_point() and t.element_size() < 4 else t)
 
     def to(self, device: torch.device) -> Features:
         """The same features on a device."""

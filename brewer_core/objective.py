@@ -52,7 +52,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.kd = kd
-        self.matches = nn.ModuleDict({_unique(m.name.replace(".", "/"), matches[:i]): m for i, m in enumerate(matches)})
+        self.matches = nn.ModuleDict({_unique(m.name, matches[:i]): m for i, m in enumerate(matches)})
         self._weights = dict(weights or {})
 
     @classmethod
@@ -202,8 +202,8 @@ class LogitTerm(nn.Module):
             return self._scalar(
                 self.loss(student, teacher, _spread(temperature, whole, self.temperature), mask=whole, **available)
             )
-        if labels is not None:
-            available["labels"] = _select(labels.unsqueeze(-1), mask).squeeze(-1) if labels.dim() == 2 else labels
+        if labels is not None and student.dim() == 3:
+            available["labels"] = labels.flatten(0, 1) if mask is None else labels[mask.bool()]
         return self._scalar(self.loss(*valid, temperature, **available))
 
     def _temperature(self, student: Tensor, teacher: Tensor, step: Step) -> float | Tensor:
@@ -224,9 +224,9 @@ class MatchTerm(nn.Module):
         self.path = path
         self.feature = match.feature
         self.layers = (match.layer_S, match.layer_T)
-        self.name = "_".join(
-            [match.feature, loss.component.name, _layer_name(match.layer_S), _layer_name(match.layer_T)]
-        )
+        layers = [_layer_name(match.layer_S), _layer_name(match.layer_T)]
+        feature = match.feature.replace(".", "/")  # torch refuses a dot in a module's name
+        self.name = "_".join([feature, loss.component.name, *layers])
         self.loss = loss
         self.group = dict(match.proj_optimizer or {})
         self.projection = projection
@@ -237,10 +237,7 @@ class MatchTerm(nn.Module):
         own, taught = self._pick(student, self.layers[0], "S"), self._pick(teacher, self.layers[1], "T")
         if self.projection is not None:
             own = tuple(map(self.projection, own)) if isinstance(own, tuple) else self.projection(own)
-        masks = [
-            None if mask is None else mask.bool()
-            for mask in (student.first("inputs_mask"), teacher.first("inputs_mask"))
-        ]
+        masks = [self._mask(features) for features in (student, teacher)]
         try:
             loss = self.loss(
                 own, taught, masks[0], teacher_mask=masks[1], labels=student.first("labels"), progress=step.progress
@@ -248,6 +245,11 @@ class MatchTerm(nn.Module):
         except ShapeError as error:
             raise ShapeError(f"{self.path}: {error}") from error
         return _scalar(loss, f"match loss `{self.loss.component.name}`")
+
+    def _mask(self, features: Features) -> Tensor | None:
+        """[B, L]: the valid tokens, for features that have a length; a pooled one, [B, D], has nothing to mask."""
+        mask = features.first("inputs_mask")
+        return None if mask is None or "L" not in features.axes(self.feature).split() else mask.bool()
 
     def _pick(self, features: Features, layers: int | tuple[int, ...], side: str) -> Tensor | tuple[Tensor, ...]:
         found = features.get(self.feature, ())

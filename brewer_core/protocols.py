@@ -56,7 +56,7 @@ class LoadedModel:
 
     save: writes the model and its tokenizer into a folder, for the model's own library to load.
     forward_arguments: told the features a run reads, makes the model give them, and returns what to add to each call.
-    origin: where its first weights come from, for the reader of a summary: `trained from scratch`, `pretrained NAME`.
+    origin: where its first weights come from, for the reader of a summary: `from scratch`, `pretrained NAME`.
     max_length: the longest input that the model takes, in tokens; None where there is no limit.
     """
 

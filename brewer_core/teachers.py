@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brewer_core.batches import call_model, move_to_device, side
+from brewer_core.batches import call_model, move_to_device, side, teacher_cache
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Feature, Features
 from brewer_core.precision import autocast
@@ -44,11 +44,16 @@ class LiveTeacher:
         self.model_inputs = model_inputs
 
     def features(self, batch: Batch, needs: frozenset[str]) -> Features:
-        """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them."""
+        """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
+
+        Outputs that the batch itself holds, under `teacher_cache` beside `teacher` and `student`, stand for the model's.
+        """
         del needs  # the adaptor returns what the model's outputs hold
         own = move_to_device(side(batch, "teacher"), self.device)
+        outputs = move_to_device(teacher_cache(batch), self.device)
         with evaluating(self.model), torch.no_grad(), autocast(self.precision, self.device):
-            outputs = call_model(self.model, self.model_inputs(own), self.arguments)
+            if outputs is None:
+                outputs = call_model(self.model, self.model_inputs(own), self.arguments)
             return Features.of(self.adaptor(own, outputs), "the teacher's adaptor")
 
 

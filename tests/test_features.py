@@ -145,7 +145,7 @@ def test_what_is_no_tensor_is_refused(value: Any, shown: str) -> None:
 # Copies
 
 
-def test_float_gives_float32_and_leaves_masks_and_labels() -> None:
+def test_float_lifts_half_precision_and_leaves_float64_masks_and_labels() -> None:
     features = Features.of(
         {
             "logits": zeros(2, 3, dtype=torch.bfloat16),
@@ -158,7 +158,7 @@ def test_float_gives_float32_and_leaves_masks_and_labels() -> None:
     dtypes = {name: [tensor.dtype for tensor in tensors] for name, tensors in features.items()}
     assert dtypes == {
         "logits": [torch.float32],
-        "hidden": [torch.float32, torch.float32],
+        "hidden": [torch.float64, torch.float32],
         "labels": [torch.int64],
         "inputs_mask": [torch.bool],
     }

@@ -224,7 +224,7 @@ def test_the_list_form_goes_to_the_options_in_textbrewers_order(
         ({"beta": 1}, "gamma", "Field required"),
         ({"gamma": 1}, "beta", "Field required"),
         ({"beta": 1, "gamma": -1}, "gamma", "Input should be greater than or equal to 0"),
-        ({"beta": 1, "gamma": 1, "eps": 0}, "eps", "Input should be greater than 0"),
+        ({"beta": 1, "gamma": 1, "eps": -1}, "eps", "Input should be greater than or equal to 0"),
         ({"beta": 1, "gamma": 1, "floor": 0}, "floor", "Input should be greater than 0"),
     ],
 )

@@ -128,8 +128,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], atol: float = 0.0) -> None:
+def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], atol: float = 0.0, rtol: float = 0.0) -> None:
     """Equal names, equal tensors."""
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(tensor, theirs[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")

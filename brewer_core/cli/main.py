@@ -50,11 +50,13 @@ def execute(arguments: Sequence[str], with_traceback: bool = False) -> int:
     except _ClickError as error:
         return _failed(error, 2, with_traceback)
     except (KeyboardInterrupt, typer.Abort):
-        _say("stopped; the run's folder says how far it came")
+        _say("stopped before it was done")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # a fault of ours or of a plugin's: one line all the same
+        return _failed(error, 1, with_traceback)
 
 
 @app.callback(invoke_without_command=True)
@@ -75,11 +77,17 @@ def _options(
 def _failed(error: Exception, status: int, with_traceback: bool) -> int:
     if with_traceback:
         traceback.print_exc()
-    text = str(error)
-    if isinstance(error, _ClickError):
-        text = f"{error.format_message()} Try `brewer --help`, or `brewer COMMAND --help`."  # type: ignore[attr-defined]
-    _say(f"error: {text}")
+    _say(f"error: {_text(error)}")
     return status
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, BrewerError):
+        return str(error)
+    if isinstance(error, _ClickError):
+        return f"{error.format_message()} Try `brewer --help`, or `brewer COMMAND --help`."  # type: ignore[attr-defined]
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return f"internal error: {reason} (run again with {TRACEBACK} to see where)"
 
 
 def _say(text: str) -> None:
@@ -100,5 +108,5 @@ def _show_warning(
 
 def _terminated(number: int, frame: Any) -> NoReturn:
     del number, frame
-    _say("stopped by a signal; the run's folder says how far it came")
+    _say("stopped by a signal before it was done")
     raise SystemExit(143)

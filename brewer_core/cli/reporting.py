@@ -75,10 +75,7 @@ class TerminalReporter(Reporter):
 def _named_models(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The models in the order of the table, each under a title."""
     teacher, student = summary["teacher"], summary["student"]
-    named = [(_title("teacher", teacher), teacher)] if teacher else []
-    named += [("student trained on the labels alone", figures) for figures in summary["baselines"].values()]
-    return [*named, (_title("student distilled" if teacher else "student", student), student)]
-
-
-def _title(role: str, figures: dict[str, Any]) -> str:
-    return f"{role} ({figures['origin']})" if figures["origin"] else role
+    origin = f", {teacher['origin']}" if teacher and teacher["origin"] else ""
+    named = [(f"teacher{origin}", teacher)] if teacher else []
+    named += [("student, labels alone", figures) for figures in summary["baselines"].values()]
+    return [*named, ("student, distilled" if teacher else "student", student)]

@@ -45,9 +45,9 @@ def run(
     reporter = TerminalReporter()
     from brewer_core.run.assembly import Assembly
     from brewer_core.run.folder import RunFolder
-    from brewer_core.run.pipeline import choose_device, default_output, plan, run_config
+    from brewer_core.run.pipeline import choose_device, configured_output, default_output, plan, run_config
 
-    target = Path(output or parsed.output or default_output(stem))
+    target = Path(output or configured_output(parsed, base_dir) or default_output(stem))
     RunFolder.check(target, overwrite)
     if dry_run:
         reporter.show_plan(plan(Assembly(parsed, base_dir, registry, choose_device(device))))
@@ -81,12 +81,11 @@ def _registry(disable: list[str], files: tuple[Path, ...]) -> Registry:
 def _read(config: str, settings: list[str], registry: Registry) -> tuple[RunConfig, str, Path]:
     """The config, a name for its folder, and what its paths are relative to."""
     from brewer_core.config import load_run_config, parse_run_config
-    from brewer_core.config.overrides import override
     from brewer_core.run.library import packaged_config
 
     if "." in config or "/" in config:
         path = Path(config)
         return load_run_config(path, settings, registry), path.stem, path.parent
     name, document = packaged_config(config)
-    parsed: RunConfig = parse_run_config(override(document, settings), name, registry)
+    parsed: RunConfig = parse_run_config(document, name, registry, settings)
     return parsed, config, Path()

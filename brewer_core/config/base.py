@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
@@ -21,6 +22,8 @@ Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 
+TOO_DEEP = "nested too deeply"
+
 
 class FrozenDict(dict[Key, Value]):
     """A dict that cannot be written to, yet pickles and serialises like one."""
@@ -35,7 +38,12 @@ class FrozenDict(dict[Key, Value]):
 
 
 def freeze(value: Any) -> Any:
-    """The same value with lists as tuples and mappings as read-only mappings, all the way down."""
+    """The same value with lists as tuples and mappings as read-only mappings, all the way down.
+
+    Raises ValueError for a number that is not finite.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"every number in it should be finite, not {value}")
     if isinstance(value, Mapping):
         return FrozenDict({key: freeze(inner) for key, inner in value.items()})
     return tuple(freeze(inner) for inner in value) if isinstance(value, (list, tuple)) else value
@@ -81,6 +89,9 @@ class Config(BaseModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_SHAPES = {"model_type": "an object", "dict_type": "an object", "tuple_type": "a list"}
+"""What JSON calls the types of pydantic's messages."""
+
 
 def validated(model: type[Model], document: Any, source: str, context: Mapping[str, Any] | None = None) -> Model:
     """The model made of a document. Raises ConfigError with all of its problems, each with its path."""
@@ -88,6 +99,8 @@ def validated(model: type[Model], document: Any, source: str, context: Mapping[s
         return model.model_validate(document, context=dict(context or {}))
     except ValidationError as error:
         raise ConfigError(problems(error, model), source) from error
+    except RecursionError as error:
+        raise ConfigError([TOO_DEEP], source) from error
 
 
 def read_json(path: Path) -> Any:
@@ -99,7 +112,7 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"the file cannot be read: {error}"], str(path)) from error
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ConfigError(
             [
@@ -107,8 +120,10 @@ def read_json(path: Path) -> Any:
             ],
             str(path),
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([f"not JSON that can be read: {error}"], str(path)) from error
+    except RecursionError as error:
+        raise ConfigError([TOO_DEEP], str(path)) from error
+    except ValueError as error:  # Python's own, for endless numbers, goes on about a setting of Python's
+        raise ConfigError([f"not JSON that can be read: {str(error).partition(';')[0]}"], str(path)) from error
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -126,6 +141,8 @@ def path_text(location: Sequence[str | int]) -> str:
 
 def _problem(details: Any, model: type[BaseModel]) -> str:
     location = tuple(details["loc"])
+    if details["type"].startswith("union_tag"):
+        location += (details["ctx"]["discriminator"].strip("'"),)
     owners, location = _owners(model, location)
     path = path_text(location)
     return f"{path}: {_reason(details, owners, location)}" if path else _reason(details, owners, location)
@@ -140,12 +157,17 @@ def _reason(details: Any, owners: set[type[BaseModel]], location: tuple[str | in
     message = str(details["msg"]).removeprefix("Value error, ")
     if details["type"] in ("text", "value_error"):
         return message
-    if details["type"].startswith("union_tag"):
-        return message
-    return f"{message[0].lower()}{message[1:]}, not {_shown(details['input'])}"
+    if details["type"] == "union_tag_not_found":
+        return "is required"
+    if details["type"] == "union_tag_invalid":
+        return f"input should be {details['ctx']['expected_tags'].replace(', ', ' or ')}, not {shown(details['ctx']['tag'])}"
+    if details["type"] in _SHAPES:
+        return f"input should be {_SHAPES[details['type']]}, not {shown(details['input'])}"
+    return f"{message[0].lower()}{message[1:]}, not {shown(details['input'])}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -190,6 +212,15 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a key is given twice: Python would drop the first in silence."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} is there twice in one object")
+    return dict(pairs)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

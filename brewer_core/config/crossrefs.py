@@ -21,7 +21,7 @@ def reference_problems(document: Mapping[str, Any]) -> Iterator[str]:
         yield from _stage_problems(path, stage, data, models)
     yield from _stage_names(stages)
     yield from _evaluation_problems(document, data)
-    if _items(document, "baselines") and stages and stages[-1][1].get("kind") != "distill":
+    if _items(document, "baselines") and stages and stages[-1][1].get("kind") == "supervised":
         yield "baselines: labels_only needs a distill stage at the end, whose student it trains"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text
+from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, shown
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
 
@@ -23,7 +23,7 @@ def _layers(value: Any) -> int | tuple[int, ...]:
     ):
         return tuple(value)
     raise PydanticCustomError(
-        "text", "expected a layer such as 3, or several such as [3, 4], not {value}", {"value": repr(value)}
+        "text", "expected a layer such as 3, or several such as [3, 4], not {value}", {"value": shown(value)}
     )
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from brewer_core.errors import RequestError
 
@@ -46,6 +46,8 @@ def _key(document: Any, step: str, before: Sequence[str], setting: str) -> str |
     where = ".".join(before) or "the config"
     if not isinstance(document, list):
         raise RequestError(f"--set {setting}: {where} is {json.dumps(document)}, which has no {step!r} in it.")
+    if not document:
+        raise RequestError(f"--set {setting}: {where} is an empty list; give it whole, such as {where}=[...].")
     if not step.isdecimal() or int(step) >= len(document):
         last = len(document) - 1
         raise RequestError(f"--set {setting}: {where} is a list; expected a number from 0 to {last}, not {step!r}.")
@@ -54,6 +56,10 @@ def _key(document: Any, step: str, before: Sequence[str], setting: str) -> str |
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError):
         return text
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(constant)

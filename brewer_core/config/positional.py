@@ -23,9 +23,9 @@ class _Positional(ModelMetaclass):
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(cls).bind(*args, **kwargs)
+        by_position = inspect.signature(cls).bind_partial(*args).arguments
         try:
-            return super().__call__(**bound.arguments)
+            return super().__call__(**by_position, **kwargs)
         except ValidationError as error:
             raise ConfigError(problems(error, cls), cls.__name__) from error  # type: ignore[arg-type]  # cls is a model
 

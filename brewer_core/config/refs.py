@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from brewer_core.components import KINDS
-from brewer_core.config.base import FrozenDict, freeze
+from brewer_core.config.base import FrozenDict, freeze, shown
 from brewer_core.errors import RequestError
 from brewer_core.protocols import ComponentLookup
 
@@ -85,7 +85,7 @@ class OfKind:
             return ComponentRef(self.kind, value[0], positional=freeze(list(rest)))
         if self.callables and callable(value):
             return ComponentRef(self.kind, getattr(value, "__name__", type(value).__name__), implementation=value)
-        raise _problem(f"{_shown(value)} names no {KINDS[self.kind].title}; expected {self.expected}")
+        raise _problem(f"{shown(value)} names no {KINDS[self.kind].title}; expected {self.expected}")
 
     def _parse_mapping(self, value: Mapping[str, Any]) -> ComponentRef:
         if "callable" in value:
@@ -119,17 +119,12 @@ def _option_problem(problem: Any, owner: str) -> InitErrorDetails:
     elif problem["type"] == "missing":
         text = f"the {owner} requires this option"
     else:
-        text = f"{message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+        text = f"{message[0].lower()}{message[1:]}, not {shown(problem['input'])}"
     return InitErrorDetails(type=_problem(text), loc=location, input=problem["input"])
 
 
 def _problem(text: str) -> PydanticCustomError:
     return PydanticCustomError("text", "{text}", {"text": text})
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _dump(ref: ComponentRef | None) -> Any:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from brewer_core.config.base import Bool, Config, Float, FrozenDict, Int, Text, freeze, problems, read_json
+from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, Int, Text, problems, read_json, shown
 from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
 from brewer_core.config.overrides import override
@@ -30,7 +30,7 @@ def _columns(value: Any) -> str | tuple[str, str]:
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, str) and v for v in value):
         return (value[0], value[1])
     raise PydanticCustomError(
-        "text", "expected a column, or a list of two columns for a pair of texts, not {v}", {"v": repr(value)}
+        "text", "expected a column, or a list of two columns for a pair of texts, not {v}", {"v": shown(value)}
     )
 
 
@@ -291,14 +291,23 @@ def load_run_config(path: Path, settings: Sequence[str] = (), registry: Componen
 
     Raises ConfigError with every problem of shape, names and options at once.
     """
-    return parse_run_config(override(read_json(path), settings), str(path), registry)
+    return parse_run_config(read_json(path), str(path), registry, settings)
 
 
-def parse_run_config(document: Any, source: str, registry: ComponentLookup | None = None) -> RunConfig:
+def parse_run_config(
+    document: Any, source: str, registry: ComponentLookup | None = None, settings: Sequence[str] = ()
+) -> RunConfig:
     """The run config in a JSON value. With a registry, names and options of components are checked in the same go.
 
-    Raises ConfigError with every problem at once.
+    Raises ConfigError with every problem at once, RequestError for a setting that cannot be applied.
     """
+    try:
+        return _parsed(override(document, settings), source, registry)
+    except RecursionError as error:
+        raise ConfigError([TOO_DEEP], source) from error
+
+
+def _parsed(document: Any, source: str, registry: ComponentLookup | None) -> RunConfig:
     if not isinstance(document, Mapping):
         raise ConfigError(
             [f'expected an object with keys such as "data", "models" and "stages", not {type(document).__name__}'],
@@ -306,11 +315,9 @@ def parse_run_config(document: Any, source: str, registry: ComponentLookup | Non
         )
     found = list(reference_problems(document))
     try:
-        config = RunConfig.model_validate(freeze(document), context={"registry": registry})
+        config = RunConfig.model_validate(document, context={"registry": registry})
     except ValidationError as error:
         raise ConfigError([*problems(error, RunConfig), *found], source) from error
-    except RecursionError as error:
-        raise ConfigError(["nested too deeply"], source) from error
     if found:
         raise ConfigError(found, source)
     return config

@@ -13,7 +13,7 @@ from brewer_core.config.positional import PositionalConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 LossNormalization = Literal["step", "micro_batch"]
-Count = Annotated[Int, Field(gt=0)]
+Count = Annotated[Int, Field(gt=0, lt=2**31)]
 
 
 def _path_text(value: Any) -> Any:

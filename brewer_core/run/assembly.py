@@ -23,6 +23,8 @@ from brewer_core.run.text import TextDataset, class_names, loader
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
+TOKENIZER_WORDS = ("teacher", "train")
+"""Values of `tokenizer.from` that are no folder, whatever folders there may be."""
 _NOT_FOR_MODELS = ("row", "labels")
 _SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("eval", "test"), "test": ("test", "eval")}
 """Which split a name without one means, by what it is used for."""

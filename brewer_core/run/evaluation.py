@@ -84,6 +84,7 @@ class EvaluationListener(Listener):
 
     every_steps: optimizer steps from evaluation to evaluation; at checkpoints, so at the last step too, where None.
     report: told the step and the figures. best: by which figure weights are the best; the last ones where None.
+    keep: told the step of a checkpoint that is the best so far.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class EvaluationListener(Listener):
         every_steps: int | None,
         best: Best | None,
         report: Callable[[int, Mapping[str, float]], None],
+        keep: Callable[[int], None] | None = None,
     ) -> None:
         self.evaluate = evaluate
         self.model = model
         self.every_steps = every_steps
         self.best = best
         self.report = report
+        self.keep = keep
         self.best_step: int | None = None
         self._best_value = 0.0
         self._best_weights: dict[str, Tensor] = {}
@@ -114,6 +117,8 @@ class EvaluationListener(Listener):
     def checkpoint(self, step: int) -> None:
         """Evaluate at a checkpoint, unless that was done at this very step."""
         self._evaluate(step)
+        if self.keep and self.best_step == step:
+            self.keep(step)
 
     def restore_best(self) -> None:
         """Put the best weights back into the model."""

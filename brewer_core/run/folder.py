@@ -47,15 +47,23 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, overwrite: bool) -> RunFolder:
-        """Make the folder, or empty it of a former run, and lock it. Raises what `check` raises."""
+        """Make the folder, or empty it of a former run, and lock it; to be used in a `with`. Raises what `check` raises."""
         cls.check(path, overwrite)
-        path.mkdir(parents=True, exist_ok=True)
-        for name in OWN_NAMES:
-            _remove(path / name)
-        (path / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for name in OWN_NAMES:
+                _remove(path / name)
+            (path / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
+        except OSError as error:  # what permissions do not tell: a read-only disk, /proc
+            raise RequestError(
+                f"output {path} cannot be written: {error.strerror}; choose another with --output."
+            ) from error
         return cls(path)
 
-    def close(self) -> None:
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Unlock the folder."""
         (self.path / LOCK).unlink(missing_ok=True)
 

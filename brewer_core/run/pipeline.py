@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from brewer_core.batches import move_to_device
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage, load_run_config
@@ -20,13 +21,13 @@ from brewer_core.plugins import default_registry
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
-from brewer_core.run.assembly import Assembly, attempt, model_inputs
+from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, check_best
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.manifest import manifest, now
 from brewer_core.run.optimization import make_optimizer
 from brewer_core.run.reporting import Reporter
-from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, supervised_lesson, train
+from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, seeded, supervised_lesson, train
 from brewer_core.teachers import evaluating
 
 
@@ -67,16 +68,20 @@ def run_config(
     registry = registry or default_registry()
     if not isinstance(config, RunConfig):
         path = Path(config)
-        base_dir = path.parent if base_dir is None else base_dir
-        output = output or default_output(path.stem)
+        base_dir, stem = path.parent if base_dir is None else base_dir, path.stem
         config = load_run_config(path, registry=registry)
-    target = Path(output or config.output or default_output("run"))
+    else:
+        stem = "run"
+    base_dir = Path(base_dir or ".")
+    target = Path(output or configured_output(config, base_dir) or default_output(stem))
     RunFolder.check(target, overwrite)
-    assembly = Assembly(config, Path(base_dir or "."), registry, choose_device(device))
+    assembly = Assembly(config, base_dir, registry, choose_device(device))
     reporter = reporter or Reporter()
     reporter.say("checking data and models")
-    plan(assembly)
-    return _Run(assembly, RunFolder.open(target, overwrite), reporter, plugin_files).carry_out()
+    with seeded(assembly.seed("run"), assembly.device):  # also for what a plugin draws from the global generators
+        plan(assembly)
+        with RunFolder.open(target, overwrite) as folder:
+            return _Run(assembly, folder, reporter, plugin_files).carry_out()
 
 
 def plan(assembly: Assembly) -> Plan:
@@ -120,7 +125,9 @@ class _Run:
         self.folder = folder
         self.reporter = reporter
         self.outcomes: dict[str, Outcome] = {}
-        self.manifest = manifest(self.config, assembly.registry, assembly.device, _copy_plugins(plugin_files, folder))
+        self._first_weights: dict[str, Tensor] = {}  # of the latest distillation's student, for its baselines
+        files = _copy_plugins(plugin_files, folder)
+        self.manifest = manifest(self.config, assembly.registry, assembly.device, files)
         self.during = _evaluator(assembly, "data")
         self.final = _evaluator(assembly, "test")
         self.adaptor = assembly.bind(_student_adaptor(self.config)).target
@@ -143,16 +150,15 @@ class _Run:
             raise
         finally:
             self._write_manifest(status)
-            self.folder.close()
 
     def _stage(self, position: int) -> None:
         stage, path = self.config.stages[position], f"stages[{position}]"
+        name = trained_model(stage)
+        model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
         if isinstance(stage, DistillStage):
-            name = stage.student
-            model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
+            self._first_weights = _copy(model)
             lesson = distill_lesson(self.assembly, stage, path, model)
         else:
-            name, model = stage.model, self.assembly.model(stage.model)
             lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
         self.assembly.replace_model(name, model)
         folder = self.folder.stage(stage.name)
@@ -168,6 +174,7 @@ class _Run:
         figures: dict[str, Any] = {}
         for name in self.config.baselines:
             model = self.assembly.fresh_model(last.student)
+            model.model.load_state_dict(self._first_weights)
             tracking = f"{names.BASELINES}/{name}"
             steps = self.outcomes[last.student].steps
             lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
@@ -247,6 +254,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def configured_output(config: RunConfig, base_dir: Path) -> Path | None:
+    """The folder that the config names for its run, relative to the config as all its paths are."""
+    return base_dir / config.output if config.output else None
+
+
 def default_output(stem: str) -> Path:
     """`runs/<stem>-<UTC time>`."""
     return Path("runs") / f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
@@ -287,8 +299,10 @@ def _resolved(assembly: Assembly) -> dict[str, Any]:
     for ref in refs:
         if "path" in ref:
             ref["path"] = _absolute(ref["path"], assembly.base_dir)
-    document["tokenizer"]["from"] = _absolute(document["tokenizer"]["from"], assembly.base_dir)
-    return document
+    tokenizer, output = document["tokenizer"], configured_output(assembly.config, assembly.base_dir)
+    if tokenizer["from"] not in TOKENIZER_WORDS:
+        tokenizer["from"] = _absolute(tokenizer["from"], assembly.base_dir)
+    return document | {"output": str(output.resolve()) if output else None}
 
 
 def _absolute(path: Any, base_dir: Path) -> Any:
@@ -306,6 +320,10 @@ def _save(model: LoadedModel, folder: Path) -> None:
     model.save(draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+
+
+def _copy(model: LoadedModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.model.state_dict().items()}
 
 
 def _publish(folder: RunFolder, stage: str) -> None:

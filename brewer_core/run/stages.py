@@ -103,17 +103,19 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     taught = next(iter(live.values())).features(sample, needs)
     infos = {name: ModelInfo.of(name, taught) for name in live}
     own = ModelInfo.of(stage.student, known)
-    try:
-        objective = Objective.from_config(config, assembly.registry, own, next(iter(infos.values())))
-    except ConfigError as error:
-        raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
     strategy = assembly.bind(stage.strategy)()
+    with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
+        try:
+            objective = Objective.from_config(config, assembly.registry, own, next(iter(infos.values())))
+        except ConfigError as error:
+            raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
+        parts = strategy.build(own, infos)
     learner = Learner(
         student.model,
         student_adaptor,
         objective,
         strategy,
-        parts=strategy.build(own, infos),
+        parts=parts,
         precision=assembly.config.precision,
         arguments=arguments,
         model_inputs=model_inputs,
@@ -138,18 +140,19 @@ def train(
     tracking: the name of the stage in figures. Afterwards the student holds its best weights, where a best is asked for.
     """
     config, training = assembly.config, lesson.training
-    trackers = [
-        _tracker(assembly, ref, run_folder, tracking) for ref in (ComponentRef("tracker", "jsonl"), *config.trackers)
-    ]
+    always = ComponentRef("tracker", "jsonl")
+    refs = (always, *(ref for ref in config.trackers if ref.name != always.name))
+    trackers = [_tracker(assembly, ref, run_folder, tracking) for ref in refs]
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
     evaluation = EvaluationListener(
         lambda: evaluator(lesson.learner.student, lesson.learner.adaptor),
         lesson.learner.student,
         every_steps=config.evaluation.every_steps,
         best=config.evaluation.best if training.keep_best else None,
         report=lambda step, figures: _report(trackers, step, figures),
+        keep=checkpoints.pin if checkpoints else None,
     )
-    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
-    with _seeded(assembly.seed("train", tracking), assembly.device):
+    with seeded(assembly.seed("train", tracking), assembly.device):
         lesson.learner.train()
         engine = Engine(
             lesson.learner,
@@ -208,7 +211,8 @@ def _report(trackers: Sequence[Listener], step: int, figures: Mapping[str, float
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws from torch's generators come from the seed inside it; afterwards they are as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

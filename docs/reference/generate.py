@@ -24,6 +24,7 @@ from brewer_core.config.refs import OfKind
 
 HERE = Path(__file__).parent
 NOTICE = "<!-- Written by docs/reference/generate.py from the code: edit the docstrings there, and run it again. -->"
+UNFORMATTED = "<!-- fmt: off -->"  # the examples stand in docstrings, where a formatter leaves them alone
 PLAIN = {int: "integer", float: "number", bool: "true or false", str: "text", NoneType: "null", Any: "any value"}
 BOUNDS = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
 
@@ -60,7 +61,7 @@ def config_page() -> str:
 
 def hooks_page() -> str:
     """The page of hooks: a section for each, in the order of the kinds."""
-    return "\n".join([NOTICE, "", HOOKS_HEAD, *map(_hook, KINDS.values())]).rstrip() + "\n"
+    return "\n".join([NOTICE, UNFORMATTED, "", HOOKS_HEAD, *map(_hook, KINDS.values())]).rstrip() + "\n"
 
 
 def pages() -> dict[Path, str]:
@@ -138,7 +139,7 @@ def _schema_type(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(_schema_type, schema["anyOf"]))
     if schema["type"] == "array":
         return f"list of {_schema_type(schema['items'])}"
-    return {"string": "text"}.get(schema["type"], schema["type"])
+    return "text" if schema["type"] == "string" else str(schema["type"])
 
 
 def _default(field: FieldInfo) -> str:

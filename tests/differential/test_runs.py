@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from differential.reference import presets, textbrewer
+from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 from torch.utils.data import DataLoader
 
 import brewer_core
-from differential.reference import presets, textbrewer
-from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 TOLERANCE = 1e-5
 TEACHER, STUDENT = (16, 4), (8, 2)
@@ -46,7 +45,7 @@ class Case:
     training: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=lambda: {"num_epochs": 2})
     as_rows: Callable[..., Any] = tuples
-    rows: int = 40
+    rows: int = 20
     dropout: float = 0.0
     inside_with: bool = True
     scheduler: Callable[..., Any] | None = None
@@ -122,8 +121,8 @@ DOORS = {
 }
 BATCHES = {"tuples": tuples, "mappings": mappings}
 DURATIONS: dict[str, dict[str, Any]] = {
-    "epochs": {"train": {"num_epochs": 3}},
-    "steps": {"train": {"num_steps": 13}, "training": {"ckpt_steps": 5}},
+    "epochs": {"train": {"num_epochs": 2}},
+    "steps": {"train": {"num_steps": 8}, "training": {"ckpt_steps": 3}},
 }
 
 
@@ -180,18 +179,18 @@ def test_accumulation_ends_with_textbrewers_student(door: str, duration: str, tm
     assert_equal_runs(replace(DOORS[door], train=changes["train"], training=training, dropout=0.1), tmp_path)
 
 
-@pytest.mark.parametrize("frequency", [1, 2, 3, 4])
+@pytest.mark.parametrize("frequency", [1, 2, 3])
 @pytest.mark.parametrize("every_epochs", [1, 2, 3])
 @pytest.mark.parametrize("door", ["BasicTrainer", "BasicDistiller"])
 def test_checkpoints_of_epochs_are_textbrewers(door: str, every_epochs: int, frequency: int, tmp_path: Path) -> None:
     training = {"ckpt_frequency": frequency, "ckpt_epoch_frequency": every_epochs}
-    assert_equal_runs(Case(door, training=training, train={"num_epochs": 4}, rows=28), tmp_path)
+    assert_equal_runs(Case(door, training=training, train={"num_epochs": 4}, rows=16), tmp_path)
 
 
-@pytest.mark.parametrize("ckpt_steps", [1, 3, 6, 12, 20])
+@pytest.mark.parametrize("ckpt_steps", [1, 3, 6, 20])
 @pytest.mark.parametrize("door", ["BasicTrainer", "BasicDistiller"])
 def test_checkpoints_of_steps_are_textbrewers(door: str, ckpt_steps: int, tmp_path: Path) -> None:
-    case = Case(door, training={"ckpt_steps": ckpt_steps}, train={"num_steps": 12, "num_epochs": 1})
+    case = Case(door, training={"ckpt_steps": ckpt_steps}, train={"num_steps": 6, "num_epochs": 1})
     assert_equal_runs(case, tmp_path)
 
 
@@ -209,24 +208,21 @@ def test_a_scheduler_object_steps_like_textbrewers(door: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_scheduler_class_is_built_like_textbrewers(door: str, tmp_path: Path) -> None:
-    one_cycle = {"max_lr": 0.05, "total_steps": 20}
+    one_cycle = {"max_lr": 0.05, "total_steps": 12}
     train = {"num_epochs": 2, "scheduler_class": torch.optim.lr_scheduler.OneCycleLR, "scheduler_args": one_cycle}
     assert_equal_runs(replace(DOORS[door], train=train), tmp_path)
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 5])
 def test_clipping_without_projections_is_textbrewers(door: str, accumulation: int, tmp_path: Path) -> None:
     case = replace(DOORS[door], distillation={"hard_label_weight": 0.5}, train={"num_epochs": 2, "max_grad_norm": 0.05})
     assert_equal_runs(replace(case, training={"gradient_accumulation_steps": accumulation}), tmp_path)
 
 
-@pytest.mark.parametrize("hard", [0, 0.7])
-@pytest.mark.parametrize("soft", [0, 1, 0.3])
+@pytest.mark.parametrize(("soft", "hard"), [(1, 0), (0, 1), (0.3, 0.7), (2, 0.5)])
 @pytest.mark.parametrize("kind", ["ce", "mse"])
 def test_weights_of_both_losses_are_textbrewers(kind: str, soft: float, hard: float, tmp_path: Path) -> None:
-    if soft == hard == 0:
-        pytest.skip("nothing is trained")
     distillation = {"kd_loss_type": kind, "kd_loss_weight": soft, "hard_label_weight": hard, "temperature": 2}
     assert_equal_runs(Case("BasicDistiller", distillation=distillation), tmp_path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -88,7 +89,7 @@ def brewer_kd_losses() -> dict[str, Callable[..., Tensor]]:
 
 def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
     """The mean of the values under the probabilities, by position; an impossible class adds 0, were its value infinite."""
-    return (probabilities * values.masked_fill(probabilities == 0, 0)).sum(dim=-1)
+    return (probabilities * torch.where(probabilities == 0, 0, values)).sum(dim=-1)
 
 
 def _mean(losses: Tensor) -> Tensor:

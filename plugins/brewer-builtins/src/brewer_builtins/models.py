@@ -65,8 +65,9 @@ def hf(
             return _from_teacher(teacher, keep_layers, num_labels)
         if config is not None:
             return _from_config(config, tokenizer, task, num_labels)
-        source = _folder_of(distribution) if distribution is not None else _folder_or_name(base_dir, path or "")
-        return _pretrained(source, tokenizer, task, num_labels)
+        if distribution is not None:
+            return _pretrained(_folder_of(distribution), tokenizer, task, num_labels, distribution)
+        return _pretrained(_folder_or_name(base_dir, path or ""), tokenizer, task, num_labels, str(path))
 
 
 def _check_one_origin(options: Mapping[str, Any]) -> None:
@@ -83,7 +84,7 @@ def _check_task(task: Task, num_labels: int) -> None:
         raise RequestError(f"the task names {len(task.labels)} classes, and num_labels is {num_labels}.")
 
 
-def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
+def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int, name: str) -> LoadedModel:
     transformers = _transformers()
     with _refused(_unreadable(source)):
         settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -99,7 +100,7 @@ def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int)
             output_loading_info=True,
         )
     _check_body(source, model, report)
-    return _loaded(model.float(), own, f"pretrained {source.name if isinstance(source, Path) else source}")
+    return _loaded(model.float(), own, f"pretrained {name}")
 
 
 def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
@@ -122,7 +123,7 @@ def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labe
     with _refused(f"no {kind} model can be made of this config"):
         settings = _with_labels(transformers.AutoConfig.for_model(kind, **given), task, num_labels)
         model = transformers.AutoModelForSequenceClassification.from_config(settings, trust_remote_code=False)
-    return _loaded(model, tokenizer, "trained from scratch")
+    return _loaded(model, tokenizer, "from scratch")
 
 
 def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], num_labels: int) -> LoadedModel:
@@ -160,7 +161,7 @@ def _longest(config: Any) -> int | None:
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None or config.model_type not in _OFFSET_POSITIONS:
         return positions
-    return positions - config.pad_token_id - 1
+    return positions - int(config.pad_token_id) - 1
 
 
 def _folder_or_name(base_dir: Path, path: str) -> Path | str:

@@ -51,7 +51,7 @@ def flsw(
         float, Field(ge=0, description="Power of the distance; the larger, the less near positions weigh.")
     ],
     eps: Annotated[
-        float, Field(gt=0, description="Added to norms, so that zero logits give a finite temperature.")
+        float, Field(ge=0, description="Added to norms, so that zero logits give a finite temperature.")
     ] = 1e-4,
     floor: Floor = 0.1,
 ) -> Tensor:

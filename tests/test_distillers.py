@@ -1,0 +1,611 @@
+"""TextBrewer's doors: distillers, configs and presets, as an old script meets them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from brewer_builtins import kd_losses, match_losses, temperature_schedulers
+from fakes import plugin
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import Tiny, adaptor, assert_same, batches, table, weights
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from brewer_core import (
+    ADAPTOR_KEYS,
+    FEATURES,
+    KD_LOSS_MAP,
+    MATCH_LOSS_MAP,
+    PROJ_MAP,
+    TEMPERATURE_SCHEDULER,
+    WEIGHT_SCHEDULER,
+    BasicDistiller,
+    BasicTrainer,
+    DistillationConfig,
+    GeneralDistiller,
+    TrainingConfig,
+    default_registry,
+    register_new,
+)
+from brewer_core.errors import AdaptorError, BrewerError, DataError, ReadOnlyError, RequestError
+
+NAMES = ("row_logits", "hidden", "mask", "losses")
+MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 4, 6]}
+DOORS = ["BasicTrainer", "BasicDistiller", "GeneralDistiller"]
+
+
+def training(folder: Path, **settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"output_dir": str(folder), "device": "cpu", **settings})
+
+
+def models() -> tuple[nn.Module, nn.Module]:
+    return Tiny(6, 2, dropout=0.1, seed=2), Tiny(4, 1, dropout=0.1, seed=1)
+
+
+def made(door: str, config: TrainingConfig, **distillation: Any) -> Any:
+    teacher, student = models()
+    adapt = adaptor(*NAMES)
+    if door == "BasicTrainer":
+        return BasicTrainer(config, student, adapt)
+    kind = {"BasicDistiller": BasicDistiller, "GeneralDistiller": GeneralDistiller}[door]
+    return kind(config, DistillationConfig(**distillation), teacher, student, adapt, adapt)
+
+
+def student_of(distiller: Any) -> nn.Module:
+    return distiller.model if isinstance(distiller, BasicTrainer) else distiller.model_S
+
+
+def sgd(distiller: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(student_of(distiller).parameters(), lr=0.1)
+
+
+def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    return str(caught.value)
+
+
+# What train is called with
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_schedule_in_the_loaders_place_is_answered_with_the_new_call(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path))
+    optimizer = sgd(distiller)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    assert message(RequestError, lambda: distiller.train(optimizer, schedule, batches(table(), [8]), 1)) == (
+        "train: expected a dataloader as the second argument, not a LambdaLR; the schedule comes after it: "
+        "train(optimizer, dataloader, num_epochs, scheduler_class=..., scheduler_args=...)."
+    )
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_without_epochs_and_without_steps_there_is_nothing_to_do(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path))
+    assert message(RequestError, lambda: distiller.train(sgd(distiller), batches(table(), [8]))) == (
+        "train: give num_epochs or num_steps."
+    )
+
+
+def test_scheduler_args_without_a_class_are_refused(tmp_path: Path) -> None:
+    distiller, arguments = made("BasicDistiller", training(tmp_path)), {"gamma": 0.5}
+    assert message(
+        RequestError, lambda: distiller.train(sgd(distiller), batches(table(), [8]), 1, scheduler_args=arguments)
+    ) == ("train: scheduler_args come with scheduler_class, which is None.")
+
+
+def test_a_loader_that_only_has_items_trains(tmp_path: Path) -> None:
+    class Items:
+        def __init__(self) -> None:
+            self.items = batches(table(), [8] * 3)
+
+        def __len__(self) -> int:
+            return len(self.items)
+
+        def __getitem__(self, position: int) -> Any:
+            return self.items[position]
+
+    distiller, steps = made("BasicDistiller", training(tmp_path)), []
+    distiller.train(sgd(distiller), Items(), 2, callback=lambda model, step: steps.append(step))
+    assert steps == [3, 6]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_steps_need_neither_epochs_nor_ckpt_steps_nor_a_length(door: str, tmp_path: Path) -> None:
+    distiller, steps = made(door, training(tmp_path)), []
+    generator = (batch for batch in batches(table(), [4] * 6))
+    distiller.train(sgd(distiller), generator, num_steps=5, callback=lambda model, step: steps.append(step))
+    assert steps == [5]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_fewer_steps_than_ckpt_steps_are_saved_at_the_end(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path, ckpt_steps=100))
+    distiller.train(sgd(distiller), batches(table(), [8]), num_steps=3)
+    assert [path.name for path in tmp_path.glob("gs*.pkl")] == ["gs3.pkl"]
+
+
+def test_trailing_micro_batches_of_an_epoch_are_trained_on(tmp_path: Path) -> None:
+    distiller, steps = made("BasicDistiller", training(tmp_path, gradient_accumulation_steps=4)), []
+    before = weights(distiller.model_S)
+    distiller.train(sgd(distiller), batches(table(), [4] * 3), 2, callback=lambda model, step: steps.append(step))
+    assert steps == [1, 2]
+    assert not torch.equal(before["of_rows.weight"], weights(distiller.model_S)["of_rows.weight"])
+
+
+def test_a_schedule_of_ones_own_needs_no_more_than_a_step(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    optimizer = sgd(distiller)
+
+    class Halving:
+        def step(self) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
+
+    distiller.train(optimizer, batches(table(), [8] * 2), 2, scheduler=Halving())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 16)
+
+
+def test_train_may_be_called_twice_with_the_same_optimizer(tmp_path: Path) -> None:
+    distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[{**MATCH, "proj": ["tanh", 4, 6]}])
+    optimizer, loader = sgd(distiller), batches(table(), [8] * 2)
+    distiller.train(optimizer, loader, 1)
+    once = weights(distiller.model_S)
+    distiller.train(optimizer, loader, 1)
+    assert len(optimizer.param_groups) == 2
+    assert not torch.equal(once["of_rows.weight"], weights(distiller.model_S)["of_rows.weight"])
+
+
+def test_a_shorter_training_in_the_same_folder_leaves_its_own_checkpoint(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    for steps in (4, 2):
+        distiller.train(sgd(distiller), batches(table(), [8]), num_steps=steps)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    assert sorted(path.name for path in tmp_path.glob("gs*.pkl")) == ["gs2.pkl", "gs4.pkl"]
+
+
+def test_clipping_covers_projections(tmp_path: Path) -> None:
+    distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[{**MATCH, "weight": 1e5}])
+    optimizer = torch.optim.SGD(distiller.model_S.parameters(), lr=1.0)
+    kept = copy.deepcopy(distiller.model_S.state_dict())
+    norms = []
+    optimizer.register_step_pre_hook(lambda *_: norms.append(_norm(optimizer)))
+    distiller.train(optimizer, batches(table(), [8]), num_steps=1, max_grad_norm=1.0)
+    assert norms == [pytest.approx(1.0, rel=1e-4)]
+    assert not torch.equal(kept["embedding.weight"], distiller.model_S.state_dict()["embedding.weight"])
+
+
+def _norm(optimizer: torch.optim.Optimizer) -> float:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(optimizer.param_groups) == 2
+    return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def test_without_logits_the_kd_loss_is_left_out(tmp_path: Path) -> None:
+    teacher, student = models()
+    adapt = adaptor("losses")
+    distiller = BasicDistiller(
+        training(tmp_path), DistillationConfig(hard_label_weight=1), teacher, student, adapt, adapt
+    )
+    distiller.train(sgd(distiller), batches(table(), [8]), 1)
+    assert (tmp_path / "gs1.pkl").exists()
+
+
+def test_heads_that_differ_in_number_are_not_cut_short(tmp_path: Path) -> None:
+    teacher, student = models()
+    config = training(tmp_path)
+    distiller = BasicDistiller(
+        config, DistillationConfig(), teacher, student, adaptor("two_heads"), adaptor("row_logits")
+    )
+    assert message(AdaptorError, lambda: distiller.train(sgd(distiller), batches(table(), [8]), 1)) == (
+        "the student's adaptor returns 1 logits and the teacher's 2; return equally many."
+    )
+
+
+def test_a_trainer_whose_adaptor_returns_no_losses_is_told(tmp_path: Path) -> None:
+    trainer = BasicTrainer(training(tmp_path), Tiny(4, 1), adaptor("hidden"))
+    assert message(AdaptorError, lambda: trainer.train(sgd(trainer), batches(table(), [8]), 1)) == (
+        "nothing to optimise: the student's adaptor returns hidden; it must return `losses`, or `logits` or other features "
+        "that a term compares with a teacher's."
+    )
+
+
+def test_a_scheduled_weight_multiplies_the_configured_one_and_the_config_stays(tmp_path: Path) -> None:
+    config = DistillationConfig(kd_loss_weight=0.5, kd_loss_weight_scheduler="linear_decay")
+    teacher, student = models()
+    adapt = adaptor("row_logits")
+    distiller = BasicDistiller(training(tmp_path), config, teacher, student, adapt, adapt)
+    before = config.to_dict()
+    distiller.train(sgd(distiller), batches(table(), [8]), num_steps=3)
+    assert distiller.d_config is config
+    assert config.to_dict() == before
+
+
+def test_a_teacher_in_training_mode_teaches_without_dropout_and_is_left_as_it_was(tmp_path: Path) -> None:
+    def trained(training_mode: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+        teacher, student = Tiny(6, 2, dropout=0.5, seed=2).train(training_mode), Tiny(4, 1, seed=1)
+        adapt = adaptor("row_logits")
+        distiller = BasicDistiller(training(tmp_path), DistillationConfig(), teacher, student, adapt, adapt)
+        distiller.train(sgd(distiller), batches(table(), [8] * 3), 1)
+        return teacher, weights(student)
+
+    (teacher, first), (_, second) = trained(True), trained(False)
+    assert_same(first, second)
+    assert all(module.training for module in teacher.modules())
+
+
+# What is left behind
+
+
+def test_gs_files_are_plain_state_dicts_of_the_student(tmp_path: Path) -> None:
+    distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[MATCH])
+    distiller.train(sgd(distiller), batches(table(), [8] * 2), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "gs2.pkl", "gs4.pkl"]
+    state = torch.load(tmp_path / "gs4.pkl", weights_only=True)
+    assert_same(state, weights(distiller.model_S))
+    Tiny(4, 1).load_state_dict(state)
+    earlier = torch.load(tmp_path / "gs2.pkl", weights_only=True)
+    assert not torch.equal(earlier["of_rows.weight"], state["of_rows.weight"])
+
+
+def test_the_tensorboard_file_has_textbrewers_tags(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pair = {**MATCH, "layer_T": [0, 2], "layer_S": [0, 1], "loss": "fsp"}
+    config = training(tmp_path, log_dir=str(log), log_every_steps=1)
+    distiller = made("GeneralDistiller", config, hard_label_weight=1, intermediate_matches=[MATCH, pair])
+    distiller.train(sgd(distiller), batches(table(), [8]), num_steps=3)
+    events = EventAccumulator(str(log)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags == {
+        "scalar/total_loss",
+        "scalar/unweighted_kd_loss",
+        "scalar/unweighted_hard_label_loss",
+        "scalar/unweighted_hidden_hidden_mse_1_2",
+        "scalar/unweighted_hidden_fsp_0-1_0-2",
+        "scalar/learning_rate",
+        "scalar/steps_per_s",
+    }
+    series = {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
+    assert [event.step for event in events.Scalars("scalar/total_loss")] == [1, 2, 3]
+    parts = [series[tag] for tag in tags if "unweighted" in tag]
+    assert series["scalar/total_loss"] == pytest.approx([sum(values) for values in zip(*parts, strict=True)], rel=1e-5)
+
+
+def test_building_a_config_creates_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    TrainingConfig(log_dir="./log")
+    TrainingConfig.from_dict({"output_dir": "there/and/there"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_half_written_does_not_bear_the_name(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+
+    class Unwritable(nn.Module):
+        def get_extra_state(self) -> Any:
+            return lambda: None
+
+        def set_extra_state(self, state: Any) -> None: ...
+
+    distiller.model_S.broken = Unwritable()
+    with pytest.raises((AttributeError, TypeError), match="pickle"):
+        distiller.train(sgd(distiller), batches(table(), [8]), 1)
+    assert not (tmp_path / "gs1.pkl").exists()
+
+
+# Modes and callbacks
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_context_gives_the_distiller_and_restores_every_modules_mode(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path))
+    student = student_of(distiller)
+    student.eval()
+    student.layers.train()
+    taught = [] if door == "BasicTrainer" else [distiller.model_T]
+    modes = [[module.training for module in model.modules()] for model in (student, *taught)]
+    with distiller as entered:
+        assert entered is distiller
+        assert all(module.training for module in student.modules())
+        assert not any(module.training for model in taught for module in model.modules())
+    assert [[module.training for module in model.modules()] for model in (student, *taught)] == modes
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_callback_sees_the_student_itself_which_trains_on_in_training_mode(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path))
+    student, batch, seen = student_of(distiller), batches(table(), [8])[0], []
+
+    def callback(model: nn.Module, step: int) -> None:
+        assert model is student
+        assert model.training == (step == 1 or seen[-1][1])
+        model.eval()
+        seen.append((step, True, model(**batch)["loss"].requires_grad))
+
+    with distiller:
+        distiller.train(sgd(distiller), [batch], 3, callback=callback)
+        assert all(module.training for module in student.modules())
+    assert seen == [(1, True, True), (2, True, True), (3, True, True)]
+
+
+def test_the_checkpoint_is_written_before_the_callback_hears_of_it(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+
+    def callback(model: nn.Module, step: int) -> None:
+        assert_same(torch.load(tmp_path / f"gs{step}.pkl", weights_only=True), weights(model))
+
+    distiller.train(sgd(distiller), batches(table(), [8]), 2, callback=callback)
+
+
+def test_a_training_that_fails_leaves_the_context_with_the_modes_restored(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    distiller.model_S.eval()
+    with pytest.raises(DataError), distiller:
+        distiller.train(sgd(distiller), [], num_steps=1)
+    assert not distiller.model_S.training
+    assert distiller.model_T.training
+
+
+# Devices, and settings without effect
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("door", DOORS)
+def test_cuda_without_a_gpu_is_the_cpu_with_one_warning_that_points_here(door: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="device") as caught:
+        distiller = made(door, TrainingConfig(output_dir=str(tmp_path)))
+    assert [str(warning.message) for warning in caught] == ["device 'cuda' is not available here; training on the CPU."]
+    assert caught[0].filename == __file__
+    distiller.train(sgd(distiller), batches(table(), [8]), 1)
+    assert (tmp_path / "gs1.pkl").exists()
+
+
+def test_a_device_may_be_a_torch_device(tmp_path: Path) -> None:
+    assert training(tmp_path, device=torch.device("cpu")).device == "cpu"
+
+
+def test_a_device_that_torch_does_not_know_is_refused(tmp_path: Path) -> None:
+    assert message(RequestError, lambda: made("BasicTrainer", training(tmp_path, device="cuba"))) == (
+        "device 'cuba' is none that torch knows; use cpu, cuda or cuda:N."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"data_parallel": True},
+            "data_parallel is ignored: start one process for each device with torchrun in its place.",
+        ),
+        ({"fp16_opt_level": "O2"}, "fp16_opt_level='O2' is ignored: torch.amp has one level."),
+    ],
+)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_setting_without_effect_warns_once(door: str, settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is ignored") as caught:
+        made(door, training(tmp_path, **settings))
+    assert [str(warning.message) for warning in caught] == [text]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("door", DOORS[1:])
+def test_is_caching_logits_warns_that_it_is_ignored_and_stays_in_the_config(door: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is_caching_logits") as caught:
+        distiller = made(door, training(tmp_path), is_caching_logits=True)
+    assert [str(warning.message) for warning in caught] == [
+        "is_caching_logits is ignored: the teacher answers for every batch anew."
+    ]
+    assert distiller.d_config.is_caching_logits is True
+
+
+def test_a_local_rank_is_accepted(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path, local_rank=0))
+    distiller.train(sgd(distiller), batches(table(), [8]), 1)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert message(RequestError, lambda: made("BasicTrainer", training(tmp_path))) == (
+        "this version trains in one process, and WORLD_SIZE is above 1; start the script without torchrun."
+    )
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path, fp16=True))
+    assert message(RequestError, lambda: distiller.train(sgd(distiller), batches(table(), [8]), 1)) == (
+        "precision fp16 needs a GPU; on a CPU use bf16, or no mixed precision."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    distiller = made("GeneralDistiller", training(tmp_path, precision="bf16"), intermediate_matches=[MATCH])
+    distiller.train(sgd(distiller), batches(table(), [8] * 2), 1)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(distiller.model_S).values())
+
+
+def test_the_basic_distiller_warns_that_it_leaves_out_matches(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="leaves out") as caught:
+        distiller = made("BasicDistiller", training(tmp_path), intermediate_matches=[MATCH])
+    assert [str(warning.message) for warning in caught] == [
+        "BasicDistiller leaves out intermediate_matches; use GeneralDistiller for them."
+    ]
+    assert caught[0].filename == __file__
+    optimizer = sgd(distiller)
+    distiller.train(optimizer, batches(table(), [8]), 1)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_custom_matches_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    teacher, student = models()
+    adapt = adaptor(*NAMES)
+    build = [training(tmp_path), DistillationConfig(), teacher, student, adapt, adapt]
+    assert message(RequestError, lambda: GeneralDistiller(*build, [object()])) == (
+        "custom_matches are not read by this version; have the adaptors return the modules' outputs under a name of your "
+        "own, and match them with intermediate_matches and that name as `feature`."
+    )
+    GeneralDistiller(*build, [])
+    GeneralDistiller(*build, custom_matches=None)
+
+
+def test_a_registry_of_ones_own_is_looked_up(tmp_path: Path) -> None:
+    def l1(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        return (student_logits - teacher_logits).abs().mean()
+
+    registry = default_registry().with_plugin(plugin(brewer_kd_losses={"l1": l1}))
+    teacher, student = models()
+    adapt = adaptor("row_logits")
+    config = DistillationConfig(kd_loss_type="l1")
+    distiller = BasicDistiller(training(tmp_path), config, teacher, student, adapt, adapt, registry=registry)
+    distiller.train(sgd(distiller), batches(table(), [8]), 1)
+
+
+def test_assigning_to_a_config_is_refused() -> None:
+    config = DistillationConfig()
+
+    def assign() -> None:
+        config.temperature = 2
+
+    assert message(ReadOnlyError, assign) == (
+        "DistillationConfig is frozen; in place of assigning `temperature`, build a new one: "
+        "config.model_copy(update={'temperature': ...}) or DistillationConfig(..., temperature=...)."
+    )
+    assert config.temperature == 4
+
+
+def test_a_seeded_training_with_a_shuffling_loader_repeats_itself(tmp_path: Path) -> None:
+    def trained() -> dict[str, Tensor]:
+        distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[MATCH])
+        torch.manual_seed(11)
+        rows = [dict(zip(table(), row, strict=True)) for row in zip(*table(12).values(), strict=True)]
+        with distiller:
+            distiller.train(sgd(distiller), DataLoader(rows, batch_size=4, shuffle=True), 2)
+        return weights(distiller.model_S)
+
+    assert_same(trained(), trained())
+
+
+# Presets
+
+
+def logits(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_presets_are_called_like_textbrewers() -> None:
+    student, teacher = logits(1, 4, 5), logits(2, 4, 5)
+    torch.testing.assert_close(KD_LOSS_MAP["ce"](student, teacher, 3), kd_losses.ce(student, teacher, 3))
+    torch.testing.assert_close(KD_LOSS_MAP["mse"](student, teacher), kd_losses.mse(student, teacher))
+    hidden, mask = [logits(seed, 2, 3, 4) for seed in (3, 4)], torch.tensor([[1, 1, 0], [1, 0, 0]])
+    expected = match_losses.hidden_mse(*hidden, mask)
+    torch.testing.assert_close(MATCH_LOSS_MAP["hidden_mse"](*hidden, mask=mask), expected)
+    assert [tuple(p.shape) for p in PROJ_MAP["linear"](8, 16).parameters()] == [(16, 8), (16,)]
+    assert isinstance(PROJ_MAP["tanh"](8, 16)[1], nn.Tanh)
+    assert (WEIGHT_SCHEDULER["linear_decay"](0.25), WEIGHT_SCHEDULER["linear_growth"](0.25)) == (0.75, 0.25)
+    assert TEMPERATURE_SCHEDULER["constant"](student, teacher, 4) == 4
+
+
+def test_temperature_schedulers_with_values_come_in_every_form_of_textbrewers() -> None:
+    student, teacher = logits(1, 4, 5), logits(2, 4, 5)
+    expected = temperature_schedulers.flsw(student, teacher, 4, beta=1, gamma=2)
+    for made_ready in (
+        TEMPERATURE_SCHEDULER["flsw"](1, 2),
+        TEMPERATURE_SCHEDULER["flsw"](1, gamma=2),
+        TEMPERATURE_SCHEDULER[["flsw", 1, 2]],
+        TEMPERATURE_SCHEDULER[("flsw", 1, 2, 1e-4)],
+        TEMPERATURE_SCHEDULER[["flsw", {"beta": 1, "gamma": 2}]],
+    ):
+        torch.testing.assert_close(made_ready(student, teacher, 4), expected)
+    expected = temperature_schedulers.cwsm(student, teacher, 4, beta=3)
+    torch.testing.assert_close(TEMPERATURE_SCHEDULER["cwsm"](3)(student, teacher, 4), expected)
+    torch.testing.assert_close(TEMPERATURE_SCHEDULER[["cwsm", 3]](student, teacher, 4), expected)
+
+
+def test_presets_are_mappings_of_what_is_registered() -> None:
+    assert set(KD_LOSS_MAP) >= {"ce", "mse"}
+    assert len(KD_LOSS_MAP) == len(list(KD_LOSS_MAP)) == len(default_registry().names("kd_loss"))
+    assert "ce" in KD_LOSS_MAP
+    assert "sse" not in KD_LOSS_MAP
+    assert ["flsw", 1, 2] in TEMPERATURE_SCHEDULER
+    assert ["warm", 1] not in TEMPERATURE_SCHEDULER
+    assert KD_LOSS_MAP.get("sse") is None
+    assert repr(KD_LOSS_MAP) == f"KD_LOSS_MAP({', '.join(default_registry().names('kd_loss'))})"
+    assert set(FEATURES) == {"hidden", "attention"}
+    assert set(ADAPTOR_KEYS) == {"logits", "logits_mask", "losses", "inputs_mask", "labels", "hidden", "attention"}
+
+
+def test_an_unknown_name_in_a_preset_is_a_key_error_with_close_names() -> None:
+    with pytest.raises(KeyError) as caught:
+        MATCH_LOSS_MAP["hiden_mse"]
+    assert str(caught.value).startswith("no match loss is called 'hiden_mse'; did you mean 'hidden_mse'")
+
+
+PRESETS = {
+    "KD_LOSS_MAP": (KD_LOSS_MAP, "brewer_kd_losses"),
+    "MATCH_LOSS_MAP": (MATCH_LOSS_MAP, "brewer_match_losses"),
+    "PROJ_MAP": (PROJ_MAP, "brewer_projections"),
+    "WEIGHT_SCHEDULER": (WEIGHT_SCHEDULER, "brewer_weight_schedulers"),
+    "TEMPERATURE_SCHEDULER": (TEMPERATURE_SCHEDULER, "brewer_temperature_schedulers"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_writing_to_a_preset_is_answered_with_how_to_register(name: str) -> None:
+    preset, hook = PRESETS[name]
+
+    def write() -> None:
+        preset["mine"] = lambda student, teacher: None
+
+    assert message(ReadOnlyError, write) == (
+        f"{name}['mine'] = ...: components are not written into presets; pass the callable in the config, or make it a "
+        f"plugin: @hookimpl def {hook}(): return {{'mine': ...}}, and use registry=default_registry().with_plugin(module) or "
+        "an entry point in the group `brewer`."
+    )
+    assert "mine" not in preset
+
+
+def test_deleting_from_a_preset_is_refused() -> None:
+    def delete() -> None:
+        del KD_LOSS_MAP["ce"]
+
+    assert message(ReadOnlyError, delete) == (
+        "KD_LOSS_MAP is a read-only view; disable the plugin that provides 'ce' with BREWER_DISABLE_PLUGINS."
+    )
+
+
+@pytest.mark.parametrize(
+    ("map_name", "hook"),
+    [
+        ("kd_loss", "brewer_kd_losses"),
+        ("match_Loss", "brewer_match_losses"),
+        ("match_loss", "brewer_match_losses"),
+        ("projection", "brewer_projections"),
+        ("weight_scheduler", "brewer_weight_schedulers"),
+        ("temperature_scheduler", "brewer_temperature_schedulers"),
+    ],
+)
+def test_register_new_is_answered_with_how_to_register(map_name: str, hook: str) -> None:
+    assert message(ReadOnlyError, lambda: register_new(map_name, "mine", lambda a, b: a)) == (
+        f"register_new('{map_name}', 'mine', ...): components are not written into presets; pass the callable in the config, "
+        f"or make it a plugin: @hookimpl def {hook}(): return {{'mine': ...}}, and use "
+        "registry=default_registry().with_plugin(module) or an entry point in the group `brewer`."
+    )
+
+
+def test_no_warning_comes_of_a_plain_training(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[MATCH])
+        distiller.train(
+            sgd(distiller),
+            batches(table(), [8] * 2),
+            2,
+            scheduler_class=torch.optim.lr_scheduler.StepLR,
+            scheduler_args={"step_size": 1},
+        )

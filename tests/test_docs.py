@@ -1,0 +1,229 @@
+"""The documentation tells the truth: generated pages, examples, options, floors and links are compared with the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import typer
+from test_shape_of_the_house import CORE, FLOORS, unit_of
+
+from brewer_core import KINDS, RunConfig
+from brewer_core.cli.main import app
+from brewer_core.config import parse_run_config
+from brewer_core.plugins import build_registry
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.rglob("*.md"))
+GENERATOR = DOCS / "reference" / "generate.py"
+HOOKIMPL = "@hookimpl"
+
+EXAMPLES = [
+    ROOT / "README.md",
+    *(DOCS / page for page in ("tutorials/first-plugin.md", "how-to/library.md", "how-to/add-a-method.md")),
+]
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generator", GENERATOR)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+
+
+def plugin_files(page: Path, folder: Path) -> list[Path]:
+    """The examples of a page that are whole plugins, each in a file."""
+    files = []
+    for number, block in enumerate(blocks(page, "python")):
+        if HOOKIMPL in block and "default_registry" not in block:
+            files.append(folder / f"{page.stem.lower().replace('-', '_')}_{number}.py")
+            files[-1].write_text(block, encoding="utf-8")
+    return files
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs makes them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+# Generated pages
+
+
+def test_generated_pages_are_what_the_generator_gives() -> None:
+    stale = [page.name for page, expected in generator().pages().items() if text(page) != expected]
+
+    assert stale == [], f"run python {GENERATOR.relative_to(ROOT)}"
+
+
+def test_every_hook_has_its_section() -> None:
+    headings = re.findall(r"^## (\w+)$", text(DOCS / "reference" / "hooks.md"), re.MULTILINE)
+
+    assert headings == [kind.hook for kind in KINDS.values()]
+
+
+def test_every_field_of_a_run_config_is_described() -> None:
+    undescribed = [
+        f"{model.__name__}.{name}"
+        for model in described_models()
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+
+    assert undescribed == []
+
+
+def described_models() -> list[type]:
+    page = generator()
+    models, waiting = [], [RunConfig]
+    while waiting:
+        models.append(waiting.pop())
+        waiting += [m for f in models[-1].model_fields.values() for m in page._models(f.annotation) if m not in models]
+    return models
+
+
+# Other pages that follow the code
+
+
+def commands() -> dict[str, set[str]]:
+    """The options of each command, as a person types them."""
+    group = typer.main.get_command(app)
+    parts = {"": group, **group.commands}  # type: ignore[attr-defined]  # a group has commands
+    return {name: {o for p in part.params for o in p.opts if o.startswith("--")} for name, part in parts.items()}
+
+
+def test_every_command_and_option_is_on_its_page_and_no_other() -> None:
+    page = text(DOCS / "reference" / "cli.md").partition("## Exit status")[0]
+    sections = re.split(r"^## brewer ", page, flags=re.MULTILINE)
+    told = {section.partition("\n")[0]: set(re.findall(r"`(--[a-z-]+)", section)) for section in sections[1:]}
+    told[""] = set(re.findall(r"`(--[a-z-]+)", sections[0]))
+    expected = {name: options - {"--help"} for name, options in commands().items()}
+
+    assert {name: options - {"--help"} for name, options in told.items()} == expected
+
+
+def test_the_floors_on_the_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (\d|ground) \| ([\w, ]+) \|$", text(DOCS / "explanation" / "architecture.md"), re.MULTILINE)
+    units = {unit_of(file) for file in CORE.rglob("*.py")}  # the map also has floors for what is still to come
+    floors = {floor: sorted(units & set(names)) for floor, names in FLOORS.items()}
+
+    assert {-1 if floor == "ground" else int(floor): names.split(", ") for floor, names in rows} == floors
+
+
+def test_the_index_lists_the_methods_of_this_repository() -> None:
+    pytest.importorskip("brewer_loss_pkd")
+    rows = re.findall(r"^\| ([\w ]+) \| (`.+) \|$", text(DOCS / "index.md"), re.MULTILINE)
+    listed = {(title, name) for title, names in rows for name in re.findall(r"`(\w+)`", names)}
+    own = [c for c in build_registry().components() if c.provenance.distribution in ("brewer-core", "brewer-loss-pkd")]
+
+    assert {(c.kind.title, c.name) for c in own} == {row for row in listed if row[0] in {c.kind.title for c in own}}
+
+
+# Examples
+
+
+@each_page
+def test_plugins_of_a_page_load(page: Path, tmp_path: Path) -> None:
+    if page == DOCS / "reference" / "hooks.md":
+        pytest.skip("these are examples without their imports, which tests of the hook specifications compile")
+    for file in plugin_files(page, tmp_path):
+        loaded = build_registry(files=[file]).plugins[-1]
+        assert loaded.status == "loaded"
+        assert len(loaded.components) == 1
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
+def test_examples_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {"__name__": "example"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), namespace)
+    for name, made in namespace.items():
+        if name.startswith("test_"):
+            made()
+
+    assert len(namespace) > 2
+
+
+def test_the_student_of_the_readme_learns_from_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    made: dict[str, Any] = {}
+    exec(compile(blocks(ROOT / "README.md", "python")[1], "README.md", "exec"), made)
+    points = torch.randn(500, 20)
+
+    agreement = (made["teacher"](points).argmax(-1) == made["student"](points).argmax(-1)).float().mean()
+
+    assert agreement > 0.8
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS / "tutorials" / "first-plugin.md", DOCS / "how-to" / "own-data.md"], ids=lambda p: p.name
+)
+def test_whole_configs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
+    registry = build_registry(files=plugin_files(page, tmp_path))
+    documents = [json.loads(block) for block in blocks(page, "json")]
+    whole = [document for document in documents if "stages" in document]
+
+    assert whole
+    for document in whole:
+        parse_run_config(document, page.name, registry)
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS / "tutorials" / name for name in ("quickstart.md", "first-plugin.md")], ids=lambda p: p.name
+)
+def test_errors_on_a_page_are_what_the_command_says(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "hidden_l1.py").write_text((blocks(page, "python") or [""])[0], encoding="utf-8")
+    (tmp_path / "config.json").write_text((blocks(page, "json") or [""])[0], encoding="utf-8")
+    shown = re.findall(r"^\$ brewer (.+)\n(brewer: error: .+)$", text(page), re.MULTILINE)
+
+    assert shown
+    for arguments, error in shown:
+        command = [sys.executable, "-m", "brewer_core", *arguments.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+        assert done.stderr.strip() == error
+        assert done.returncode == 2
+
+
+# Links
+
+
+@each_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            dead.append(target)
+
+    assert dead == []
