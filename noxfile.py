@@ -93,9 +93,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Compare the time of a step with that of a bare PyTorch loop."""
-    install(session, ".[hf]", *group("test"))
-    session.run("python", "bench/step_time.py", *session.posargs)
+    """Compare the time of a step with that of a bare PyTorch loop: `nox -s bench -- --rounds 3`."""
+    install(session, ".[hf]")
+    session.run("python", "tests/bench/step_time.py", *session.posargs, env=QUIET)
 
 
 @nox.session

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -137,6 +138,7 @@ class Engine:
 
         Raises DataError where the loader gives too little, NonFiniteError before a step on a loss that is not finite.
         """
+        self._notice_counting()
         self.total_steps = duration.total_steps(loader, self.settings.accumulation)
         self._tell("begin", self.total_steps)
         self.optimizer.zero_grad()
@@ -213,6 +215,15 @@ class Engine:
     def _prepared(self, task: str, batch: Batch) -> MicroBatch:
         moved = move_to_device(self.settings.prepare(batch), self.device)
         return task, self.learner.strategy.prepare(task, moved, self.learner.student)
+
+    def _notice_counting(self) -> None:
+        weighed = self.settings.loss_normalization == "step" and self.settings.accumulation > 1
+        if weighed and not isinstance(self.learner.adaptor, CountingAdaptor):
+            warnings.warn(
+                "the student's adaptor cannot count, so micro-batches are weighed by their rows; give it a method "
+                "counts(batch) for means over tokens, logits or labels.",
+                stacklevel=3,
+            )
 
     def _counts(self, batch: Batch) -> Counts:
         own = side(batch, "student")

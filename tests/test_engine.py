@@ -374,8 +374,12 @@ def test_with_a_plain_function_as_adaptor_a_step_is_weighed_by_rows() -> None:
         )
         return weights(made)
 
+    whole = trained([12])
     for sizes in SPLITS:
-        assert_same(trained(sizes), trained([12]), atol=1e-6)
+        with pytest.warns(
+            UserWarning, match=r"the student's adaptor cannot count, so micro-batches are weighed by their rows"
+        ):
+            assert_same(trained(sizes), whole, atol=1e-6)
 
 
 def test_recorded_losses_of_a_step_equal_those_of_one_big_batch() -> None:
@@ -587,6 +591,20 @@ def test_bf16_runs_the_student_in_bfloat16_and_the_objective_in_float32() -> Non
     after = weights(made)
     assert all(tensor.dtype == torch.float32 for tensor in after.values())
     assert not torch.equal(before["student.of_rows.weight"], after["student.of_rows.weight"])
+
+
+def test_the_objective_is_in_full_precision_inside_an_autocast_of_the_users() -> None:
+    seen = []
+
+    def watching(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        seen.append((student @ student.mT).dtype)
+        return student.square().mean()
+
+    match = {"layer_T": 3, "layer_S": 2, "feature": "hidden", "loss": watching, "weight": 1}
+    made = learner(adaptor("hidden"), objective(intermediate_matches=[match]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        engine(made, teachers={"teacher": teacher("hidden")}).train(batches(table(), [8]), Duration(steps=1))
+    assert seen == [torch.float32]
 
 
 def test_float16_on_a_cpu_is_refused() -> None:

@@ -78,6 +78,16 @@ class Config(BaseModel):
         """The config as JSON values; components in their mapping form."""
         return self.model_dump(mode="json")
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same config with some fields changed, which are validated. Raises ConfigError where they are wrong."""
+        if not update:
+            return super().model_copy(deep=deep)
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            return type(self).model_validate({**fields, **update}, by_alias=False, by_name=True)
+        except ValidationError as error:
+            raise ConfigError(problems(error, type(self)), type(self).__name__) from error
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
             raise ReadOnlyError(
@@ -152,7 +162,7 @@ def _reason(details: Any, owners: set[type[BaseModel]], location: tuple[str | in
     if details["type"] == "missing":
         return "is required"
     if details["type"] == "extra_forbidden":
-        known = sorted({name for owner in owners for name in owner.model_fields})
+        known = sorted({field.alias or name for owner in owners for name, field in owner.model_fields.items()})
         return f"unknown key{did_you_mean(str(location[-1]), known)}"
     message = str(details["msg"]).removeprefix("Value error, ")
     if details["type"] in ("text", "value_error"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
@@ -104,6 +104,18 @@ class OfKind:
             raise _problem(str(error).rstrip(".")) from error
         except (TypeError, ValueError) as error:
             raise _problem(f"options that are no JSON values: {error}") from error
+
+
+def component_refs(value: Any) -> Iterator[ComponentRef]:
+    """Every component that a config names, wherever it stands in it."""
+    if isinstance(value, ComponentRef):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from component_refs(getattr(value, name))
+    elif isinstance(value, (Mapping, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from component_refs(inner)
 
 
 def _retold(error: ValidationError, owner: str) -> ValidationError:

@@ -14,7 +14,7 @@ from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, I
 from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
 from brewer_core.config.overrides import override
-from brewer_core.config.refs import ComponentRef, OfKind
+from brewer_core.config.refs import ComponentRef, OfKind, component_refs
 from brewer_core.config.training import Count, LossNormalization, Precision
 from brewer_core.errors import ConfigError
 from brewer_core.protocols import ComponentLookup
@@ -37,6 +37,15 @@ def _columns(value: Any) -> str | tuple[str, str]:
 def _not_empty(value: Filled) -> Filled:
     if not value:
         raise PydanticCustomError("text", "is empty; name at least one")
+    return value
+
+
+def _of_names(value: DistillationConfig) -> DistillationConfig:
+    for ref in component_refs(value):
+        if ref.implementation is not None:
+            raise PydanticCustomError(
+                "text", "{r} is passed in Python; a run knows names alone, so make it a plugin", {"r": repr(ref.name)}
+            )
     return value
 
 
@@ -209,7 +218,7 @@ class DistillStage(Config):
     """Who teaches what."""
     adaptors: Adaptors = Adaptors()
     """What turns batches and model outputs into features."""
-    distillation: DistillationConfig = DistillationConfig()
+    distillation: Annotated[DistillationConfig, AfterValidator(_of_names)] = DistillationConfig()
     """The terms of the loss."""
     training: Optimization
     """How to train."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from brewer_core.components import Component
-from brewer_core.config import ComponentRef, RunConfig
+from brewer_core.config import RunConfig
+from brewer_core.config.refs import component_refs
 from brewer_core.registry import Registry
 
 _LIBRARIES = ("brewer-core", "torch", "transformers", "tokenizers", "datasets", "pydantic", "pluggy", "numpy")
@@ -36,25 +36,15 @@ def manifest(config: RunConfig, registry: Registry, device: torch.device, files:
         "git": _git_commit(),
         "plugins": [{**asdict(p.provenance), "status": p.status, "error": p.error} for p in registry.plugins],
         "plugin_files": dict(files),
-        "components": [_component(registry.get(kind, name)) for kind, name in sorted(set(used_components(config)))],
+        "components": [
+            _component(registry.get(*used)) for used in sorted({(r.kind, r.name) for r in component_refs(config)})
+        ],
     }
 
 
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def used_components(value: Any) -> Iterator[tuple[str, str]]:
-    """Kind and name of every component that a config names, wherever it stands in it."""
-    if isinstance(value, ComponentRef):
-        yield value.kind, value.name
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from used_components(getattr(value, name))
-    elif isinstance(value, (Mapping, tuple)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from used_components(inner)
 
 
 def _component(component: Component) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
     for mark in metadata:
         if type(mark) in BOUNDS:
             attribute, sign = BOUNDS[type(mark)]
-            yield f"{sign} {getattr(mark, attribute)}"
+            limit = getattr(mark, attribute)
+            power = isinstance(limit, int) and limit >= 2**16 and limit.bit_count() == 1
+            yield f"{sign} 2^{limit.bit_length() - 1}" if power else f"{sign} {limit}"
 
 
 def _reference(mark: OfKind) -> str:
