@@ -95,7 +95,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Compare the time of a step with that of a bare PyTorch loop: `nox -s bench -- --rounds 3`."""
     install(session, ".[hf]")
-    session.run("python", "tests/bench/step_time.py", *session.posargs, env=QUIET)
+    session.run("python", "tests/bench/step_time.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,146 @@
+"""The loss between the logits of student and teacher.
+
+Shapes: B rows, L length, V vocabulary or classes, N valid positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brewer_core.components import Method
+from brewer_core.components.facts import Over
+from brewer_core.errors import AdaptorError, ShapeError
+from brewer_core.features import Counts, Features
+from brewer_core.objective.scalar import scalar_loss
+from brewer_core.protocols import Step
+
+
+class LogitTerm(nn.Module):
+    """The loss between the logits of student and teacher, summed over their heads.
+
+    temperature, scheduler: the base temperature, and what adjusts it to the logits.
+    probability_shift: exchange the teacher's largest logit with that of the true label.
+    """
+
+    def __init__(self, loss: Method, temperature: float, scheduler: Method | None, probability_shift: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.temperature = temperature
+        self.scheduler = scheduler
+        self.probability_shift = probability_shift
+        self.state = loss.target if isinstance(loss.target, nn.Module) else None
+
+    @property
+    def over(self) -> Over | Callable[[Counts], float]:
+        """What its mean is over: the whole batch where the temperature depends on the batch."""
+        depends = self.scheduler is not None and self.scheduler.component.facts.over == "batch"
+        return "batch" if depends else self.loss.component.facts.over or "rows"
+
+    def forward(self, student: Features, teacher: Features, step: Step) -> Tensor:
+        """The unweighted loss, a scalar."""
+        heads, taught = student["logits"], teacher["logits"]
+        if len(heads) != len(taught):
+            raise AdaptorError(
+                f"the student's adaptor returns {len(heads)} logits and the teacher's {len(taught)}; return equally many."
+            )
+        student_masks, teacher_masks = _masks(student, len(heads)), _masks(teacher, len(heads))
+        labels = student.get("labels", ())
+        losses = [
+            self._head(head, teach, mask, teacher_mask, labels[i] if i < len(labels) else None, step)
+            for i, (head, teach, mask, teacher_mask) in enumerate(
+                zip(heads, taught, student_masks, teacher_masks, strict=True)
+            )
+        ]
+        return sum(losses[1:], losses[0])
+
+    def _head(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None,
+        teacher_mask: Tensor | None,
+        labels: Tensor | None,
+        step: Step,
+    ) -> Tensor:
+        if self.probability_shift:
+            teacher = probability_shift(teacher, _needed(labels))
+        valid = (_select(student, mask), _select(teacher, teacher_mask))
+        if valid[0].shape[0] != valid[1].shape[0]:
+            raise ShapeError(
+                f"student logits {tuple(student.shape)} have {valid[0].shape[0]} valid positions and teacher logits "
+                f"{tuple(teacher.shape)} {valid[1].shape[0]}; logits and logits_mask must agree."
+            )
+        temperature = self._temperature(*valid, step)
+        available = {"progress": step.progress, "labels": labels}
+        if "mask" in self.loss.component.signature.inputs and student.dim() == 3:
+            whole = (
+                torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
+            )
+            return self._scalar(
+                self.loss(student, teacher, _spread(temperature, whole, self.temperature), mask=whole, **available)
+            )
+        if labels is not None and student.dim() == 3:
+            available["labels"] = labels.flatten(0, 1) if mask is None else labels[mask.bool()]
+        return self._scalar(self.loss(*valid, temperature, **available))
+
+    def _temperature(self, student: Tensor, teacher: Tensor, step: Step) -> float | Tensor:
+        if self.scheduler is None:
+            return self.temperature
+        scheduled = self.scheduler(student.detach(), teacher.detach(), self.temperature, progress=step.progress)
+        return scheduled.detach() if isinstance(scheduled, Tensor) else float(scheduled)
+
+    def _scalar(self, loss: Any) -> Tensor:
+        return scalar_loss(loss, f"kd loss `{self.loss.component.name}`")
+
+
+def probability_shift(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits with the largest exchanged for that of the true label; rows with a negative label stay.
+
+    logits: [B, C] or [B, L, V], not changed. labels: [B] or [B, L].
+    Raises ShapeError where their shapes do not belong together.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ShapeError(
+            f"probability_shift: labels {tuple(labels.shape)} do not belong to logits {tuple(logits.shape)}."
+        )
+    largest = logits.argmax(-1, keepdim=True)
+    truth = torch.where(labels < 0, largest.squeeze(-1), labels).unsqueeze(-1)
+    shifted = logits.scatter(-1, largest, logits.gather(-1, truth))
+    return shifted.scatter(-1, truth, logits.gather(-1, largest))
+
+
+def _masks(features: Features, heads: int) -> Sequence[Tensor | None]:
+    masks = features.get("logits_mask", ())
+    if not masks:
+        return [None] * heads
+    if len(masks) not in (1, heads):
+        raise AdaptorError(
+            f"an adaptor returns {heads} logits and {len(masks)} under `logits_mask`; return one mask, or one for each."
+        )
+    return masks * heads if len(masks) == 1 else masks
+
+
+def _select(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """[N, V]: the valid positions of [B, L, V]; a mask has no effect on [B, C]."""
+    if tensor.dim() != 3:
+        return tensor
+    return tensor.reshape(-1, tensor.shape[-1]) if mask is None else tensor[mask.bool()]
+
+
+def _spread(temperature: float | Tensor, mask: Tensor, base: float) -> float | Tensor:
+    """[B, L]: the temperatures of the valid positions in their places, the base temperature elsewhere."""
+    if not isinstance(temperature, Tensor) or temperature.dim() == 0:
+        return temperature
+    return torch.full(mask.shape, base, dtype=temperature.dtype, device=mask.device).masked_scatter(mask, temperature)
+
+
+def _needed(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise AdaptorError(
+            "probability_shift needs `labels`, one for each of the logits; the student's adaptor must return them."
+        )
+    return labels

@@ -1,0 +1,125 @@
+"""All terms of a run's loss, with their weights and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from brewer_core.components.facts import Over
+from brewer_core.config import DistillationConfig
+from brewer_core.features import Counts, Features
+from brewer_core.objective.builder import Builder
+from brewer_core.objective.logit_term import LogitTerm
+from brewer_core.objective.match_term import MatchTerm
+from brewer_core.objective.weight import Weight
+from brewer_core.protocols import ModelInfo, Step
+from brewer_core.registry import Registry
+
+KD_TERM = "kd_loss"
+LABEL_TERM = "hard_label_loss"
+UNKNOWN_MODEL = ModelInfo("model")
+
+
+class Objective(nn.Module):
+    """All terms of a run. What it trains (projections, stateful losses) are its submodules.
+
+    kd: the loss between the logits, or None. matches: the losses between intermediate features. weights: the factor
+    of each term by name; a term without one has the factor 1.
+    """
+
+    def __init__(
+        self, kd: LogitTerm | None, matches: Sequence[MatchTerm] = (), weights: Mapping[str, Weight] | None = None
+    ) -> None:
+        super().__init__()
+        self.kd = kd
+        self.matches = nn.ModuleDict({_unique(m.name, matches[:i]): m for i, m in enumerate(matches)})
+        self._weights = dict(weights or {})
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DistillationConfig,
+        registry: Registry,
+        student: ModelInfo = UNKNOWN_MODEL,
+        teacher: ModelInfo = UNKNOWN_MODEL,
+    ) -> Objective:
+        """The objective of a config; projections are drawn from torch's global generator in the order of the list.
+
+        student, teacher: where projections without widths of their own read them.
+        Raises ConfigError with every name, option or width that is wrong.
+        """
+        build = Builder(registry, student, teacher)
+        kd = build.logit_term(config)
+        matches = [build.match_term(i, match) for i, match in enumerate(config.matches)]
+        weights = {
+            KD_TERM: build.weight("kd_loss_weight", config.kd_loss_weight, config.kd_loss_weight_scheduler),
+            LABEL_TERM: build.weight("hard_label_weight", config.hard_label_weight, config.hard_label_weight_scheduler),
+        }
+        build.raise_problems()
+        terms = [match for match in matches if match is not None]
+        objective = cls(kd, terms, weights)
+        for name, match in zip(objective.matches, config.matches, strict=True):
+            objective._weights[name] = Weight(match.weight)
+        return objective
+
+    def needs(self) -> frozenset[str]:
+        """Names of the features that the terms read."""
+        read = {"losses", "labels", "inputs_mask"} | {match.feature for match in self._match_terms()}
+        return frozenset(read | ({"logits", "logits_mask"} if self.kd else set()))
+
+    def weights(self, step: Step) -> dict[str, float]:
+        """The factor of every term at a step."""
+        return {name: weight.at(step) for name, weight in self._weights.items()}
+
+    def over(self, term: str) -> Over | Callable[[Counts], float] | Literal["labels"]:
+        """What the mean of a term is over; `labels` for the student's own losses, `rows` where nothing is declared."""
+        if term == LABEL_TERM:
+            return "labels"
+        if term == KD_TERM and self.kd is not None:
+            return self.kd.over
+        for name, match in self.matches.items():
+            if name == term and isinstance(match, MatchTerm):
+                return match.loss.component.facts.over or "rows"
+        return "rows"
+
+    def items(self, term: str, counts: Counts) -> float:
+        """How many items of a batch the mean of a term is over."""
+        over = self.over(term)
+        if callable(over):
+            return float(over(counts))
+        return float(getattr(counts, "rows" if over == "batch" else over))
+
+    def kd_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
+        """The unweighted loss between the logits, where both sides have logits."""
+        if self.kd is None or "logits" not in student or "logits" not in teacher:
+            return {}
+        return {KD_TERM: self.kd(student, teacher, step)}
+
+    def match_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
+        """The unweighted losses between intermediate features."""
+        return {name: match(student, teacher, step) for name, match in self.matches.items()}
+
+    def label_terms(self, student: Features) -> dict[str, Tensor]:
+        """The sum of the student's own losses, where its adaptor returns any."""
+        if not student.get("losses"):
+            return {}
+        means = [loss.mean() for loss in student["losses"]]
+        return {LABEL_TERM: sum(means[1:], means[0])}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """A parameter group for each match and loss that is trained, with the settings of its config."""
+        owners: list[tuple[nn.Module | None, dict[str, Any]]] = [(self.kd, {})] + [
+            (match, match.group) for match in self._match_terms()
+        ]
+        trained = [(list(owner.parameters()), group) for owner, group in owners if owner is not None]
+        return [{"params": parameters, **group} for parameters, group in trained if parameters]
+
+    def _match_terms(self) -> list[MatchTerm]:
+        return [match for match in self.matches.values() if isinstance(match, MatchTerm)]
+
+
+def _unique(name: str, before: Sequence[MatchTerm]) -> str:
+    times = sum(match.name == name for match in before)
+    return f"{name}#{times + 1}" if times else name
