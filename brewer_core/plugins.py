@@ -151,7 +151,7 @@ def load_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"plugin file {file} fails on import: {_reason(error)}.") from error
+        raise PluginError(f"plugin file {file} fails on import: {_reason(error).rstrip('.')}.") from error
     return module
 
 

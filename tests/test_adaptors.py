@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from brewer_builtins.adaptors import TextClassification
 
+from brewer_builtins.adaptors import TextClassification
 from brewer_core import Counts, Features
 from brewer_core.protocols import CountingAdaptor
 

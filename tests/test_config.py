@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-from runs import bert, distill, document, supervised, training, write_config
 
 from brewer_core.config import (
     ComponentRef,
@@ -24,6 +23,7 @@ from brewer_core.config import (
 from brewer_core.config.overrides import override
 from brewer_core.errors import ConfigError, ReadOnlyError, RequestError
 from brewer_core.plugins import build_registry
+from runs import bert, distill, document, supervised, training, write_config
 
 MATCH = {"layer_T": 4, "layer_S": 2, "weight": 1, "loss": "hidden_mse", "feature": "hidden"}
 

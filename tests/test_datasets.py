@@ -9,8 +9,8 @@ import sys
 from collections import Counter
 
 import pytest
-from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
 
+from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
 from brewer_core import DataError, MissingExtraError
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import fake_distribution, loss_module, plugin
 
 from brewer_core import hookimpl
 from brewer_core.errors import ConflictingComponentError, PluginError, RequestError, UnknownComponentError
@@ -24,6 +23,7 @@ from brewer_core.plugins import (
     load_file,
 )
 from brewer_core.registry import Plugin, Registry
+from fakes import fake_distribution, loss_module, plugin
 
 
 @pytest.fixture

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from brewer_builtins import kd_losses, match_losses, temperature_schedulers
-from fakes import plugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import Tiny, adaptor, assert_same, batches, table, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from brewer_builtins import kd_losses, match_losses, temperature_schedulers
 from brewer_core import (
     ADAPTOR_KEYS,
     FEATURES,
@@ -34,6 +32,8 @@ from brewer_core import (
     register_new,
 )
 from brewer_core.errors import AdaptorError, BrewerError, DataError, ReadOnlyError, RequestError
+from fakes import plugin
+from tiny import Tiny, adaptor, assert_same, batches, table, weights
 
 NAMES = ("row_logits", "hidden", "mask", "losses")
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 4, 6]}

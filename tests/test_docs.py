@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 import typer
-from test_shape_of_the_house import CORE, FLOORS, unit_of
 
 from brewer_core import KINDS, RunConfig
 from brewer_core.cli.main import app
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import build_registry
+from test_shape_of_the_house import CORE, FLOORS, unit_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from brewer_builtins.adaptors import TextClassification
-from brewer_builtins.strategies import General, Supervised
-from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from brewer_builtins.adaptors import TextClassification
+from brewer_builtins.strategies import General, Supervised
 from brewer_core import DistillationConfig, Features, default_registry
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.engine import Duration, Engine, Settings
@@ -28,6 +27,7 @@ from brewer_core.objective import Objective
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import Step
 from brewer_core.teachers import LiveTeacher, RememberingTeacher
+from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 
 CPU = torch.device("cpu")
 Batch = dict[str, Tensor]

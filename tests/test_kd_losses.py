@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from brewer_builtins.kd_losses import brewer_kd_losses, ce, kl, mse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from brewer_builtins.kd_losses import brewer_kd_losses, ce, kl, mse
 from brewer_core import KINDS, ShapeError
 from brewer_core.components import Component
 

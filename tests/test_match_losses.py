@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from brewer_builtins.match_losses import (
     attention_ce,
     attention_ce_mean,
@@ -19,8 +21,6 @@ from brewer_builtins.match_losses import (
     hidden_mse,
     nst,
 )
-from torch import Tensor
-
 from brewer_core import KINDS, ShapeError
 from brewer_core.components import Component
 

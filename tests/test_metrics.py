@@ -6,8 +6,8 @@ import math
 import sys
 
 import pytest
-from brewer_builtins.metrics import accuracy, f1, matthews
 
+from brewer_builtins.metrics import accuracy, f1, matthews
 from brewer_core import DataError, MissingExtraError
 
 pytest.importorskip("sklearn", reason="metrics are scikit-learn's")

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from brewer_builtins.models import hf
 
+from brewer_builtins.models import hf
 from brewer_core import LoadedModel, MissingExtraError, RequestError, Task
 from brewer_core.run.tokenizers import train_tokenizer
 

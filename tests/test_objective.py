@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from brewer_builtins import kd_losses, match_losses
-from brewer_builtins.strategies import General
-from fakes import plugin
-from tiny import Tiny, adaptor, batches, table, weights
 from torch import Tensor, nn
 
+from brewer_builtins import kd_losses, match_losses
+from brewer_builtins.strategies import General
 from brewer_core import Counts, DistillationConfig, Features, ModelInfo, component, default_registry
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import AdaptorError, BrewerError, ConfigError, RequestError, ShapeError
@@ -24,6 +22,8 @@ from brewer_core.objective import Objective, Weight, probability_shift
 from brewer_core.protocols import Step
 from brewer_core.registry import Registry
 from brewer_core.teachers import LiveTeacher
+from fakes import plugin
+from tiny import Tiny, adaptor, batches, table, weights
 
 CPU = torch.device("cpu")
 START = Step(0, 10)

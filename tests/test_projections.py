@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from brewer_builtins.projections import brewer_projections, linear, relu, tanh
-from differential.reference import presets
 from torch import nn
 
+from brewer_builtins.projections import brewer_projections, linear, relu, tanh
 from brewer_core import KINDS
 from brewer_core.components import Component
+from differential.reference import presets
 
 NAMES = ("linear", "relu", "tanh")
 

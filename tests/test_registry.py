@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import pytest
-from fakes import plugin
 from pydantic import Field, ValidationError
 
 from brewer_core.components import Provenance, component
 from brewer_core.errors import PluginError, RequestError, UnknownComponentError
 from brewer_core.plugins import collect
 from brewer_core.registry import Plugin, Registry
+from fakes import plugin
 
 
 @component(positional=("beta", "gamma"))

@@ -11,6 +11,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+
+from brewer_core.config import parse_run_config
+from brewer_core.plugins import build_registry
+from brewer_core.run import run_config
+from brewer_core.run.assembly import Assembly
+from brewer_core.run.library import packaged_config, packaged_names
 from fakes import plugin
 from runs import (
     bert,
@@ -29,12 +35,6 @@ from runs import (
     write_csv,
 )
 from tiny import assert_same
-
-from brewer_core.config import parse_run_config
-from brewer_core.plugins import build_registry
-from brewer_core.run import run_config
-from brewer_core.run.assembly import Assembly
-from brewer_core.run.library import packaged_config, packaged_names
 
 transformers = pytest.importorskip("transformers", reason="runs need the extra hf")
 pytest.importorskip("pyarrow", reason="runs need the extra hf")

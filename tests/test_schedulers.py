@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from brewer_builtins.temperature_schedulers import brewer_temperature_schedulers, constant, cwsm, flsw
-from brewer_builtins.weight_schedulers import brewer_weight_schedulers
-from differential.reference import presets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from brewer_builtins.temperature_schedulers import brewer_temperature_schedulers, constant, cwsm, flsw
+from brewer_builtins.weight_schedulers import brewer_weight_schedulers
 from brewer_core import KINDS, ShapeError
 from brewer_core.components import Component
+from differential.reference import presets
 
 WEIGHTS = brewer_weight_schedulers()
 DECAYS, GROWTHS = ("linear_decay", "cosine_decay"), ("linear_growth", "cosine_growth")

@@ -16,6 +16,7 @@ from brewer_core.errors import ComponentError
 
 Parameter = inspect.Parameter
 _SCALARS = (bool, int, float, str, type(None))
+_MAKERS = (type, functools.partial)
 _SEQUENCES = (list, tuple, Sequence)
 
 
@@ -65,6 +66,10 @@ class _Reader:
     def of_function(self, implementation: Callable[..., Any]) -> Signature:
         if not callable(implementation):
             raise self.refuse(f"is {implementation!r}, which is neither a function nor a class.")
+        if self.kind.life == "made" and not (inspect.isroutine(implementation) or isinstance(implementation, _MAKERS)):
+            wants = f"of ({', '.join(self.kind.positional)})" if self.kind.positional else "from its options"
+            made = type(implementation).__name__
+            raise self.refuse(f"is made already, a {made}; pass the function or class that makes it {wants}.")
         function, parameters = self._parameters(implementation)
         positional, keywords = self._split(parameters)
         return Signature(

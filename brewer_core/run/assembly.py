@@ -19,7 +19,7 @@ from brewer_core.errors import BrewerError, ConfigError, DataError
 from brewer_core.objective import bind_ref
 from brewer_core.protocols import Batch, LoadedModel, Task
 from brewer_core.registry import Registry
-from brewer_core.run.text import TextDataset, class_names, loader
+from brewer_core.run.text import TextDataset, check_column, class_names, loader, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
@@ -148,8 +148,8 @@ class Assembly:
     def evaluation_loader(self, use: str) -> DataLoader[Any]:
         """The rows that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
         evaluation = self.config.evaluation
-        ref = evaluation.test if use == "test" and evaluation.test else evaluation.data
-        name, split = self._split(ref, use, f"evaluation.{use}")
+        key, ref = ("test", evaluation.test) if use == "test" and evaluation.test else ("data", evaluation.data)
+        name, split = self._split(ref, use, f"evaluation.{key}")
         dataset = self._dataset(name, split, True)
         if -100 in dataset.labels:
             raise DataError(
@@ -211,7 +211,7 @@ class Assembly:
                 classes=self.task.labels,
                 tokenizer=self.tokenizer,
                 max_length=self.config.tokenizer.max_length,
-                where=f"data.{name}",
+                where=f"data.{name}.{split}",
                 first_row=self._rows_numbered,
             )
             self._rows_numbered += len(self._datasets[key])
@@ -220,9 +220,10 @@ class Assembly:
     def _training_texts(self) -> Iterable[str]:
         for ref, use, path in self._uses():
             name, split = self._split(ref, use, path)
-            columns = self.config.data[name].text
+            columns = text_columns(self.config.data[name].text)
             for row in self.rows(name, split):
-                for column in columns if isinstance(columns, tuple) else (columns,):
+                for column in columns:
+                    check_column(row, column, f"data.{name}.{split}.text")
                     if isinstance(row.get(column), str):
                         yield row[column]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from brewer_core.batches import move_to_device
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage, load_run_config
-from brewer_core.errors import ConfigError, RequestError
+from brewer_core.errors import BrewerError, ConfigError, RequestError
 from brewer_core.plugins import default_registry
+from brewer_core.precision import check_precision
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
@@ -89,6 +91,7 @@ def plan(assembly: Assembly) -> Plan:
 
     Raises ConfigError with every problem of data and models.
     """
+    check_precision(assembly.config.precision, assembly.device)
     problems: list[str] = []
     if (
         attempt(problems, getattr, assembly, "task") is None
@@ -273,11 +276,20 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
         lesson = supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
     batch = move_to_device(next(iter(lesson.loader)), assembly.device)
     needs = lesson.learner.strategy.needs(lesson.learner.objective)
-    with evaluating(lesson.learner), torch.no_grad():
+    with evaluating(lesson.learner), torch.no_grad(), _located(path):
         answers = {name: teacher.features(batch, needs) for name, teacher in lesson.teachers.items()}
         losses = lesson.learner(stage.name, batch, answers, Step(0, lesson.total_steps))
     make_optimizer(stage.training.optimizer, lesson.learner.student)
     return lesson.total_steps, {name: loss.item() for name, loss in losses.items()}
+
+
+@contextmanager
+def _located(path: str) -> Iterator[None]:
+    """Errors raised inside it say where in the config the cause is."""
+    try:
+        yield
+    except BrewerError as error:
+        raise ConfigError([f"{path}: {str(error).rstrip('.')}"], "config") from error
 
 
 def _evaluator(assembly: Assembly, use: str) -> Evaluator:

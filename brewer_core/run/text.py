@@ -52,10 +52,10 @@ class TextDataset(Dataset[Item]):
         where: str = "data",
         first_row: int = 0,
     ) -> None:
-        columns = (text,) if isinstance(text, str) else tuple(text)
+        columns = text_columns(text)
         _check_rows(rows, where)
         for column in columns:
-            _check_column(rows[0], column, f"{where}.text")
+            check_column(rows[0], column, f"{where}.text")
         self.tokenizer = tokenizer
         self.first_row = first_row
         self.labels = _labels(rows, label, classes, where)
@@ -195,7 +195,7 @@ def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mappin
 
 def _distinct(rows: Sequence[Row], column: str, where: str) -> set[str]:
     _check_rows(rows, where)
-    _check_column(rows[0], column, f"{where}.label")
+    check_column(rows[0], column, f"{where}.label")
     found = {_label_text(row.get(column), where, number) for number, row in enumerate(rows, 1)}
     return {name for name in found if name is not None}
 
@@ -205,7 +205,13 @@ def _check_rows(rows: Sequence[Row], where: str) -> None:
         raise DataError(f"{where}: there are no rows.")
 
 
-def _check_column(row: Row, column: str, where: str) -> None:
+def text_columns(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The columns with texts: one, or the two of pairs."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def check_column(row: Row, column: str, where: str) -> None:
+    """Raises DataError where a row has no such column."""
     if column not in row:
         close = difflib.get_close_matches(column, list(row), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -225,7 +231,7 @@ def _texts(rows: Sequence[Row], column: str, where: str) -> list[str]:
 def _labels(rows: Sequence[Row], column: str | None, classes: Sequence[str], where: str) -> list[int]:
     if column is None:
         return [UNLABELLED] * len(rows)
-    _check_column(rows[0], column, f"{where}.label")
+    check_column(rows[0], column, f"{where}.label")
     number_of = {name: number for number, name in enumerate(classes)}
     labels = []
     for number, row in enumerate(rows, 1):

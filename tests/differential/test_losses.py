@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from brewer_builtins import kd_losses, match_losses
 from brewer_loss_pkd import pkd
 from differential.reference import presets
-from torch import Tensor
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 SEEDS = range(6)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from differential.reference import presets, textbrewer
-from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 from torch.utils.data import DataLoader
 
 import brewer_core
+from differential.reference import presets, textbrewer
+from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 TOLERANCE = 1e-5
 TEACHER, STUDENT = (16, 4), (8, 2)

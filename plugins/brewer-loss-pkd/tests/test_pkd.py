@@ -6,10 +6,10 @@ from importlib import metadata
 
 import pytest
 import torch
-from brewer_loss_pkd import brewer_match_losses, pkd
 from torch import Tensor
 
 from brewer_core import ShapeError
+from brewer_loss_pkd import brewer_match_losses, pkd
 
 
 def states(*shape: int) -> Tensor:
