@@ -50,6 +50,7 @@ def first(predictions, references):
 def brewer_metrics():
     return {"first": first}
 '''
+STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 PROJECTED = {"layer_T": 2, "layer_S": 1, "weight": 1, "loss": "hidden_mse", "feature": "hidden", "proj": "linear"}
 
 
@@ -313,7 +314,7 @@ def still(tmp_path_factory, registry):
     folder = films(tmp_path_factory.mktemp("still"))
     config = document(
         models={"teacher": bert(16, 2), "student": {"name": "hf", "keep_layers": [1]}},
-        stages=[supervised(), distill(training=training(optimizer={"learning_rate": 1e-12, "weight_decay": 0.0}))],
+        stages=[supervised(), distill(training=training(optimizer=STILL))],
         baselines=["labels_only"],
     )
     run_config(write_config(folder, config), output=folder / "out", registry=registry)
@@ -331,6 +332,14 @@ def test_the_baseline_starts_where_the_student_did_and_takes_as_many_steps(still
     assert_same(weights_in(still / "baselines/labels_only/model"), weights_in(still / "student"), atol=1e-9)
     summary = read(still / "summary.json")
     assert summary["baselines"]["labels_only"]["steps"] == summary["student"]["steps"] == 3
+
+
+def test_the_baseline_of_a_student_trained_before_starts_from_there(run):
+    stages = [supervised(name="first", model="student"), distill(training=training(optimizer=STILL))]
+    _, folder = run(document(stages=stages, baselines=["labels_only"]))
+    first = weights_in(folder / "stages/first/model")
+    assert_same(weights_in(folder / "baselines/labels_only/model"), first, atol=1e-9)
+    assert_same(weights_in(folder / "student"), first, atol=1e-9)
 
 
 def test_a_baseline_of_an_epoch_takes_the_steps_of_the_distillation(run):
@@ -383,7 +392,7 @@ def test_the_last_weights_are_taken_where_no_best_is_asked_for(run):
 
 
 def test_a_later_stage_goes_on_with_a_models_best_weights(run):
-    frozen = training(steps=1, optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
+    frozen = training(steps=1, optimizer=STILL)
     config = document(stages=[supervised(), supervised(name="more", training=frozen)])
     _, folder = run(config)
     assert_same(weights_in(folder / "student"), weights_in(folder / "stages/teacher/model"), atol=1e-9)

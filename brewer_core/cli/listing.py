@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,9 +94,7 @@ def _print_tables(rows: Sequence[dict[str, Any]]) -> None:
 
     from brewer_core.components import KINDS
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
     for kind in KINDS.values():
         listed = [row for row in rows if row["kind"] == kind.name]
         if not listed:
@@ -114,7 +113,7 @@ def _print_tables(rows: Sequence[dict[str, Any]]) -> None:
         if row["kind"] is None:
             style = "red" if row["status"] == "failed" else "dim"
             reason = f": {row['error']}" if row["error"] else ""
-            console.print(f"{row['status']} {_origin(row)}{reason}", style=style, markup=False, highlight=False)
+            console.print(f"{row['status']} {_origin(row)}{reason}", style=style, highlight=False, soft_wrap=True)
 
 
 def _options_text(options: Sequence[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from brewer_core.cli.running import run
 from brewer_core.errors import BrewerError
 
 TRACEBACK = "--traceback"
+INTERRUPTED = 130
 
 # Typer carries a Click of its own in late versions and uses the library in earlier ones; either way these are its bases.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -44,19 +45,21 @@ def execute(arguments: Sequence[str], with_traceback: bool = False) -> int:
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        return int(app(args=list(arguments), prog_name="brewer", standalone_mode=False) or 0)
+        status = int(app(args=list(arguments), prog_name="brewer", standalone_mode=False) or 0)
     except BrewerError as error:
         return _failed(error, error.exit_status, with_traceback)
     except _ClickError as error:
         return _failed(error, 2, with_traceback)
     except (KeyboardInterrupt, typer.Abort):
-        _say("stopped before it was done")
-        return 130
+        status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # a fault of ours or of a plugin's: one line all the same
         return _failed(error, 1, with_traceback)
+    if status == INTERRUPTED:  # raised, or returned by late versions of Typer
+        _say("stopped before it was done")
+    return status
 
 
 @app.callback(invoke_without_command=True)

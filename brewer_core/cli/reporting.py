@@ -20,12 +20,12 @@ class TerminalReporter(Reporter):
     """Lines and bars on standard error, tables on standard output."""
 
     def __init__(self) -> None:
-        self._progress = Console(stderr=True)
-        self._out = Console()
+        self._progress = Console(stderr=True, markup=False, emoji=False)
+        self._out = Console(markup=False, emoji=False)
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._progress.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._progress.print(text, highlight=False, soft_wrap=True)
 
     def bar(self, title: str) -> Listener:
         """A bar for one training."""
@@ -49,7 +49,6 @@ class TerminalReporter(Reporter):
         self._out.print(table)
         self._out.print(
             f"{folder}/student holds the student, {folder}/summary.json these figures",
-            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -67,7 +66,6 @@ class TerminalReporter(Reporter):
         rows = ", ".join(f"{count:,} rows of {use}" for use, count in plan.rows.items())
         self._out.print(
             f"{len(plan.classes)} classes: {classes}\nevaluation on {rows}\nnothing was written",
-            markup=False,
             highlight=False,
         )
 

@@ -74,7 +74,7 @@ class Tokenization(Config):
     """`teacher` (the first teacher's own), `train` (trained on the texts of the run), or a folder."""
     max_length: Count = 128
     """Tokens a row, special ones included; longer texts are cut."""
-    vocab_size: Count = 8000
+    vocab_size: Annotated[Int, Field(gt=0, le=10_000_000)] = 8000
     """Entries of a tokenizer that is trained here."""
 
 

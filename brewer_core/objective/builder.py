@@ -51,11 +51,12 @@ class Builder:
 
     def match_term(self, position: int, match: IntermediateMatch) -> MatchTerm | None:
         """The match at a position of the list."""
-        path = f"intermediate_matches[{position}]"
+        path, before = f"intermediate_matches[{position}]", len(self.problems)
         if isinstance(match.layer_S, tuple) != isinstance(match.layer_T, tuple):
             self.problems.append(f"{path}: layer_S and layer_T must both be one layer, or both a list")
-        before = len(self.problems)
         self._check_layers(path, match)
+        if len(self.problems) > before:
+            return None
         dims = match.proj_dims or (
             self.student.width(match.feature, match.layer_S),
             self.teacher.width(match.feature, match.layer_T),
