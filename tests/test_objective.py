@@ -698,3 +698,24 @@ def test_terms_are_unweighted() -> None:
     layers = features(hidden=[random(B, L, D, seed=i) for i in range(2)])
     (loss,) = objective(intermediate_matches=[{**HIDDEN, "weight": 7}]).match_terms(layers, layers, START).values()
     torch.testing.assert_close(loss, match_losses.hidden_mse(layers["hidden"][0], layers["hidden"][1]))
+
+
+def test_a_projection_of_another_width_than_the_features_is_told_with_its_path() -> None:
+    match = {
+        "layer_T": 0,
+        "layer_S": 0,
+        "feature": "hidden",
+        "loss": "hidden_mse",
+        "weight": 1,
+        "proj": ["linear", 7, 16],
+    }
+    made = Objective.from_config(DistillationConfig(intermediate_matches=[match]), default_registry())
+    hidden = {"hidden": [torch.zeros(2, 3, 8)]}
+
+    with pytest.raises(ShapeError) as caught:
+        made.match_terms(Features.of(hidden), Features.of({"hidden": [torch.zeros(2, 3, 16)]}), Step(0, 1))
+
+    assert str(caught.value) == (
+        "intermediate_matches[0].proj: the projection takes 7 wide features and the student's are 8 wide; "
+        "give their widths as [name, student_dim, teacher_dim]."
+    )

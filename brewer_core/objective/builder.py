@@ -64,7 +64,7 @@ class Builder:
         projection = self._projection(path, match, dims)
         own = dims[1] if match.proj else dims[0]
         loss = self.method(f"{path}.loss", match.loss, student_dim=own, teacher_dim=dims[1])
-        return MatchTerm(path, match, loss, projection) if loss and len(self.problems) == before else None
+        return MatchTerm(path, match, loss, projection, dims[0]) if loss and len(self.problems) == before else None
 
     def _check_layers(self, path: str, match: IntermediateMatch) -> None:
         for side, model, layers in (("S", self.student, match.layer_S), ("T", self.teacher, match.layer_T)):

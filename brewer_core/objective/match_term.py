@@ -17,7 +17,9 @@ SIDES = {"S": "student", "T": "teacher"}
 class MatchTerm(nn.Module):
     """A loss between intermediate features: of one layer each, or of pairs of layers."""
 
-    def __init__(self, path: str, match: IntermediateMatch, loss: Method, projection: nn.Module | None) -> None:
+    def __init__(
+        self, path: str, match: IntermediateMatch, loss: Method, projection: nn.Module | None, width: int | None = None
+    ) -> None:
         super().__init__()
         self.path = path
         self.feature = match.feature
@@ -28,13 +30,14 @@ class MatchTerm(nn.Module):
         self.loss = loss
         self.group = dict(match.proj_optimizer or {})
         self.projection = projection
+        self.width = width
         self.state = loss.target if isinstance(loss.target, nn.Module) else None
 
     def forward(self, student: Features, teacher: Features, step: Step) -> Tensor:
         """The unweighted loss, a scalar."""
         own, taught = self._pick(student, self.layers[0], "S"), self._pick(teacher, self.layers[1], "T")
         if self.projection is not None:
-            own = tuple(map(self.projection, own)) if isinstance(own, tuple) else self.projection(own)
+            own = tuple(map(self._project, own)) if isinstance(own, tuple) else self._project(own)
         masks = [self._mask(features) for features in (student, teacher)]
         try:
             loss = self.loss(
@@ -43,6 +46,16 @@ class MatchTerm(nn.Module):
         except ShapeError as error:
             raise ShapeError(f"{self.path}: {error}") from error
         return scalar_loss(loss, f"match loss `{self.loss.component.name}`")
+
+    def _project(self, own: Tensor) -> Tensor:
+        assert self.projection is not None
+        if self.width is not None and own.shape[-1] != self.width:
+            raise ShapeError(
+                f"{self.path}.proj: the projection takes {self.width} wide features and the student's are {own.shape[-1]} wide; "
+                "give their widths as [name, student_dim, teacher_dim]."
+            )
+        projected: Tensor = self.projection(own)
+        return projected
 
     def _mask(self, features: Features) -> Tensor | None:
         """[B, L]: the valid tokens, for features that have a length; a pooled one, [B, D], has nothing to mask."""
