@@ -28,6 +28,9 @@ _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
 
 _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3: "B L D", 4: "B H L L"})
 
+_STACKED_RANK: Mapping[str, int] = MappingProxyType({"hidden": 4, "attention": 5})
+"""The rank of all layers in one tensor, layers first."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -118,8 +121,11 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
 def _feature(name: str, value: Any, source: str) -> Feature:
     if isinstance(value, Feature):
         return value
-    tensors = tuple(value) if isinstance(value, Sequence) else (value,)
     import torch
+
+    if isinstance(value, torch.Tensor) and value.dim() == _STACKED_RANK.get(name):
+        value = value.unbind(0)
+    tensors = tuple(value) if isinstance(value, Sequence) else (value,)
 
     for tensor in tensors:
         if not isinstance(tensor, torch.Tensor):

@@ -520,3 +520,13 @@ def test_a_loss_that_is_not_finite_fails_the_run(folder, capsys):
     assert read(folder / "out/manifest.json")["status"] == "failed"
     assert not (folder / "out/student").exists()
     assert not (folder / "out/lock").exists()
+
+
+def test_the_strategy_general_refuses_a_second_teacher() -> None:
+    from brewer_builtins.strategies import General
+    from brewer_core import ModelInfo, RequestError
+
+    with pytest.raises(RequestError) as caught:
+        General().build(ModelInfo("s"), {"a": ModelInfo("a"), "b": ModelInfo("b")})
+
+    assert str(caught.value) == "the strategy `general` learns from one teacher, not from a, b."

@@ -221,3 +221,13 @@ def test_counts_of_rows_count_everything_as_one_a_row() -> None:
 def test_counts_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Counts.of_rows(8).rows = 9  # type: ignore[misc]
+
+
+def test_layers_stacked_in_one_tensor_are_taken_apart() -> None:
+    stacked = torch.arange(3 * 2 * 4 * 5.0).reshape(3, 2, 4, 5)
+
+    features = Features.of({"hidden": stacked, "attention": zeros(2, 1, 3, 4, 4)})
+
+    assert [tensor.tolist() for tensor in features["hidden"]] == stacked.tolist()
+    assert features.axes("hidden") == "B L D"
+    assert [tuple(tensor.shape) for tensor in features["attention"]] == [(1, 3, 4, 4)] * 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from brewer_core import Features, Objective, Step, Strategy, hookimpl
+from brewer_core import Features, ModelInfo, Objective, RequestError, Step, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,25 @@ class General(Strategy):
     Source: Hinton et al. 2015, arXiv:1503.02531, with intermediate matches as in TextBrewer, arXiv:2002.12620.
     """
 
+    def build(self, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
+        """Nothing is trained here. Raises RequestError for several teachers, whose losses would stand for one another."""
+        del student
+        if len(teachers) != 1:
+            raise RequestError(
+                f"the strategy `general` learns from one teacher, not from {', '.join(teachers) or 'none'}."
+            )
+
     def terms(
         self, task: str, student: Features, teachers: Mapping[str, Features], objective: Objective, step: Step
     ) -> Mapping[str, Tensor]:
-        """The losses against every teacher's features, and the student's own."""
+        """The losses against the teacher's features, and the student's own."""
         del task
-        losses: dict[str, Tensor] = {}
-        for teacher in teachers.values():
-            losses |= objective.kd_terms(student, teacher, step)
-            losses |= objective.match_terms(student, teacher, step)
-        return losses | dict(objective.label_terms(student))
+        (teacher,) = teachers.values()
+        return {
+            **objective.kd_terms(student, teacher, step),
+            **objective.match_terms(student, teacher, step),
+            **objective.label_terms(student),
+        }
 
 
 class Supervised(Strategy):
