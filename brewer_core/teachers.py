@@ -96,9 +96,14 @@ class RememberingTeacher:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards each of its modules in the mode in which it was."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    _set_training(training, False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_training(training, True)
+
+
+def _set_training(modules: list[nn.Module], mode: bool) -> None:
+    for module in modules:
+        # nn.Module's own __setattr__ looks for parameters: a millisecond in every step for a small teacher
+        object.__setattr__(module, "training", mode)

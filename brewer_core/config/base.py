@@ -7,12 +7,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationError
-from typing_extensions import Self
 
 from brewer_core.errors import ConfigError, ReadOnlyError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

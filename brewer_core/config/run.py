@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
-from typing_extensions import Self
 
 from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, Int, Text, problems, read_json, shown
 from brewer_core.config.crossrefs import reference_problems
@@ -18,6 +17,9 @@ from brewer_core.config.refs import ComponentRef, OfKind, component_refs
 from brewer_core.config.training import Count, LossNormalization, Precision
 from brewer_core.errors import ConfigError
 from brewer_core.protocols import ComponentLookup
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Positive = Annotated[Float, Field(gt=0)]
 Filled = TypeVar("Filled", bound=Sized)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
 
 from brewer_core.config.base import Bool, Int, Text
 from brewer_core.config.positional import PositionalConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Precision = Literal["no", "bf16", "fp16"]
 LossNormalization = Literal["step", "micro_batch"]

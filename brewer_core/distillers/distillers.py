@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from brewer_core.config import DistillationConfig, TrainingConfig
 from brewer_core.distillers.door import Adaptor, Callback, Door, TrainRequest, warn
@@ -21,6 +20,9 @@ from brewer_core.plugins import default_registry
 from brewer_core.protocols import Teacher
 from brewer_core.registry import Registry
 from brewer_core.teachers import LiveTeacher
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Trains(ABC):

@@ -84,6 +84,7 @@ class EvaluationListener(Listener):
 
     every_steps: optimizer steps from evaluation to evaluation; at checkpoints, so at the last step too, where None.
     report: told the step and the figures. best: by which figure weights are the best; the last ones where None.
+    kept: the figures of the weights that `restore_best` leaves. seconds: what evaluation took in all.
     keep: told the step of a checkpoint that is the best so far.
     """
 
@@ -106,6 +107,7 @@ class EvaluationListener(Listener):
         self.best_step: int | None = None
         self._best_value = 0.0
         self._best_weights: dict[str, Tensor] = {}
+        self.kept: Mapping[str, float] = {}
         self.seconds = 0.0
         self._evaluated = 0
 
@@ -133,7 +135,10 @@ class EvaluationListener(Listener):
         figures = self.evaluate()
         self.seconds += time.perf_counter() - started
         self.report(step, figures)
-        if self.best is not None and self._is_best(self.best, figures):
+        if self.best is None:
+            self.kept = figures
+        elif self._is_best(self.best, figures):
+            self.kept = figures
             self.best_step, self._best_value = step, figures[self.best.metric]
             self._best_weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()

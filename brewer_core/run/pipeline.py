@@ -133,7 +133,6 @@ class _Run:
         self.manifest = manifest(self.config, assembly.registry, assembly.device, files)
         self.during = _evaluator(assembly, "data")
         self.final = _evaluator(assembly, "test")
-        self.adaptor = assembly.bind(_student_adaptor(self.config)).target
 
     def carry_out(self) -> dict[str, Any]:
         """Every stage, every baseline, the final figures."""
@@ -182,7 +181,7 @@ class _Run:
             steps = self.outcomes[last.student].steps
             lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
             outcome = self._train(lesson, self.folder.baseline(name), tracking, model)
-            figures[name] = self._figures(last.student, model, outcome)
+            figures[name] = self._figures(last.student, model, outcome, last.adaptors.student)
         return figures
 
     def _summary(self, started: float) -> dict[str, Any]:
@@ -191,8 +190,8 @@ class _Run:
         student = trained_model(last)
         baselines = self._baselines(last, f"stages[{position}]") if isinstance(last, DistillStage) else {}
         return {
-            "teacher": self._final(last.teachers[0].model) if isinstance(last, DistillStage) else None,
-            "student": self._final(student),
+            "teacher": self._teacher(last) if isinstance(last, DistillStage) else None,
+            "student": self._final(student, _student_adaptor(self.config)),
             "baselines": baselines,
             "steps": self.outcomes[student].steps,
             "seed": self.config.seed,
@@ -201,14 +200,24 @@ class _Run:
             "seconds": round(time.perf_counter() - started, 2),
         }
 
-    def _final(self, name: str) -> dict[str, Any]:
-        return self._figures(name, self.assembly.model(name), self.outcomes.get(name, Outcome(0, 0.0)))
+    def _final(self, name: str, adaptor: ComponentRef) -> dict[str, Any]:
+        return self._figures(name, self.assembly.model(name), self.outcomes.get(name, Outcome(0, 0.0)), adaptor)
 
-    def _figures(self, name: str, model: LoadedModel, outcome: Outcome) -> dict[str, Any]:
+    def _teacher(self, last: DistillStage) -> dict[str, Any]:
+        first = last.teachers[0]
+        return self._final(first.model, first.adaptor or last.adaptors.teacher)
+
+    def _metrics(self, model: LoadedModel, outcome: Outcome, adaptor: ComponentRef) -> Mapping[str, float]:
+        """The final figures; those that the training ended with, where they are of the same rows."""
+        if outcome.metrics and self.config.evaluation.test is None:
+            return outcome.metrics
+        return self.final(model.model, self.assembly.bind(adaptor).target)
+
+    def _figures(self, name: str, model: LoadedModel, outcome: Outcome, adaptor: ComponentRef) -> dict[str, Any]:
         return {
             "model": name,
             "origin": model.origin,
-            "metrics": self.final(model.model, self.adaptor),
+            "metrics": self._metrics(model, outcome, adaptor),
             "parameters": count_parameters(model),
             "steps": outcome.steps,
             "best_step": outcome.best_step,

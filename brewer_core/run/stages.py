@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training brought: optimizer steps, and seconds without evaluation."""
+    """What a training brought: optimizer steps, seconds without evaluation, and the figures of the weights that it left."""
 
     steps: int
     seconds: float
     best_step: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def supervised_lesson(
@@ -167,7 +168,8 @@ def train(
         started = time.perf_counter()
         steps = engine.train(lesson.loader, lesson.duration)
     evaluation.restore_best()
-    return Outcome(steps, time.perf_counter() - started - evaluation.seconds, evaluation.best_step)
+    seconds = time.perf_counter() - started - evaluation.seconds
+    return Outcome(steps, seconds, evaluation.best_step, evaluation.kept)
 
 
 def _settings(training: Optimization, precision: str) -> Settings:
