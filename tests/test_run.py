@@ -542,3 +542,18 @@ def test_the_output_of_a_config_is_beside_it(tmp_path, registry):
     )
     assert (tmp_path / "here/out/summary.json").is_file()
     assert_same(weights_in(tmp_path / "here/out/student"), weights_in(tmp_path / "b/student"))
+
+
+def test_final_figures_come_from_the_test_split_where_data_has_one_beside_eval(tmp_path, registry) -> None:
+    films(tmp_path)
+    for split, label in (("eval", "p"), ("test", "n")):  # what is right on the one is wrong on the other
+        write_csv(tmp_path / f"{split}.csv", [{**row, "label": label} for row in labelled(11)])
+    paths = {split: f"{split}.csv" for split in ("train", "transfer", "eval", "test")}
+    file = write_config(tmp_path, document(data={"films": {"source": {"name": "csv", "path": paths}}}))
+
+    summary = run_config(file, output=tmp_path / "run", registry=registry)
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = {line["stage"]: line["eval/accuracy"] for line in lines if "eval/accuracy" in line}
+    assert summary["student"]["metrics"]["accuracy"] == pytest.approx(1 - seen["distil"])
+    assert summary["teacher"]["metrics"]["accuracy"] == pytest.approx(1 - seen["teacher"])

@@ -47,6 +47,10 @@ class Evaluator:
         """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
         return self.measure(*self._predict(model, adaptor))
 
+    def same_rows(self, other: Evaluator) -> bool:
+        """Whether another evaluator measures on the very same rows."""
+        return self.loader.dataset is other.loader.dataset
+
     def measure(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         """The figures of predictions, by metric."""
         figures: dict[str, float] = {}

@@ -209,7 +209,7 @@ class _Run:
 
     def _metrics(self, model: LoadedModel, outcome: Outcome, adaptor: ComponentRef) -> Mapping[str, float]:
         """The final figures; those that the training ended with, where they are of the same rows."""
-        if outcome.metrics and self.config.evaluation.test is None:
+        if outcome.metrics and self.final.same_rows(self.during):
             return outcome.metrics
         return self.final(model.model, self.assembly.bind(adaptor).target)
 
