@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brewer_core import data_utils as data_utils
+    from brewer_core import presets as presets
+    from brewer_core import utils as utils
     from brewer_core.components import KINDS as KINDS
     from brewer_core.components import component as component
     from brewer_core.config import DistillationConfig as DistillationConfig
@@ -16,7 +19,11 @@ if TYPE_CHECKING:
     from brewer_core.config import TrainingConfig as TrainingConfig
     from brewer_core.distillers import BasicDistiller as BasicDistiller
     from brewer_core.distillers import BasicTrainer as BasicTrainer
+    from brewer_core.distillers import CustomMatch as CustomMatch
+    from brewer_core.distillers import Distillers as Distillers
     from brewer_core.distillers import GeneralDistiller as GeneralDistiller
+    from brewer_core.distillers import MultiTaskDistiller as MultiTaskDistiller
+    from brewer_core.distillers import MultiTeacherDistiller as MultiTeacherDistiller
     from brewer_core.errors import BrewerError as BrewerError
     from brewer_core.errors import ConfigError as ConfigError
     from brewer_core.errors import DataError as DataError
@@ -36,21 +43,32 @@ if TYPE_CHECKING:
     from brewer_core.presets import TEMPERATURE_SCHEDULER as TEMPERATURE_SCHEDULER
     from brewer_core.presets import WEIGHT_SCHEDULER as WEIGHT_SCHEDULER
     from brewer_core.presets import register_new as register_new
+    from brewer_core.protocols import Draws as Draws
     from brewer_core.protocols import LoadedModel as LoadedModel
     from brewer_core.protocols import ModelInfo as ModelInfo
+    from brewer_core.protocols import Needs as Needs
     from brewer_core.protocols import Objective as Objective
     from brewer_core.protocols import Step as Step
     from brewer_core.protocols import Strategy as Strategy
     from brewer_core.protocols import Task as Task
     from brewer_core.registry import Registry as Registry
     from brewer_core.run import run_config as run_config
+    from brewer_core.utils import cycle as cycle
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "components": ("KINDS", "component"),
     "config": ("DistillationConfig", "RunConfig", "TrainingConfig"),
-    "distillers": ("BasicDistiller", "BasicTrainer", "GeneralDistiller"),
+    "distillers": (
+        "BasicDistiller",
+        "BasicTrainer",
+        "CustomMatch",
+        "Distillers",
+        "GeneralDistiller",
+        "MultiTaskDistiller",
+        "MultiTeacherDistiller",
+    ),
     "errors": ("BrewerError", "ConfigError", "DataError", "MissingExtraError", "RequestError", "ShapeError"),
     "features": ("Counts", "Feature", "Features"),
     "hookspecs": ("hookimpl",),
@@ -65,16 +83,21 @@ _HOMES = {
         "WEIGHT_SCHEDULER",
         "register_new",
     ),
-    "protocols": ("LoadedModel", "ModelInfo", "Objective", "Step", "Strategy", "Task"),
+    "protocols": ("Draws", "LoadedModel", "ModelInfo", "Needs", "Objective", "Step", "Strategy", "Task"),
     "registry": ("Registry",),
     "run": ("run_config",),
+    "utils": ("cycle",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = ("data_utils", "presets", "utils")
+"""Modules that are used as attributes, as in `brewer_core.utils.display_parameters`."""
 
-__all__ = [*sorted(_MODULE_OF), "__version__"]  # noqa: PLE0604  # names of the table above, each a string
+__all__ = [*sorted(_MODULE_OF), *_MODULES, "__version__"]  # noqa: PLE0604  # names of the table above, each a string
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"brewer_core.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'brewer_core' has no attribute {name!r}")
     return getattr(importlib.import_module(f"brewer_core.{_MODULE_OF[name]}"), name)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils.data.distributed import DistributedSampler
 
 from brewer_core.batches import move_to_device, rows, side
 from brewer_core.checkpoints import Checkpoints
@@ -25,10 +25,10 @@ from brewer_core.features import Counts
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
-from brewer_core.protocols import Batch, CountingAdaptor, Step, Teacher
+from brewer_core.protocols import Batch, CountingAdaptor, Draws, Step, Teacher
+from brewer_core.utils import cycle, set_epoch
 
 MicroBatch = tuple[str, Batch]
-_EMPTY = "the loader is empty; it must yield at least one batch."
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
     loss_normalization: `step` weighs each micro-batch by its share of the items of the whole step, `micro_batch`
     takes the mean of the micro-batches' means.
     checkpoint_due: told the steps done and the epoch, says whether a checkpoint is due; always after the last step.
-    prepare: applied to every batch that the loader yields.
+    prepare: applied to the task and every batch that its loader yields.
     """
 
     accumulation: int = 1
@@ -60,7 +60,7 @@ class Settings:
     precision: str = "no"
     log_every_steps: int = 10
     checkpoint_due: Callable[[int, int], bool] = lambda _step, _epoch: False
-    prepare: Callable[[Batch], Batch] = lambda batch: batch
+    prepare: Callable[[str, Batch], Batch] = lambda _task, batch: batch
 
 
 @runtime_checkable
@@ -72,22 +72,34 @@ class _Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A micro-batch's part of a step's mean of a term, and its share of the step."""
+
+    value: Tensor
+    share: float
+
+
 @dataclass
 class _Window:
     """Sums since the last log, on the device: nothing is read from it between logs."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     since: float = field(default_factory=time.perf_counter)
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+    def add(self, parts: Mapping[str, _Part]) -> None:
+        for name, part in parts.items():
+            self.sums[name] = self.sums[name] + part.value if name in self.sums else part.value
+            self.shares[name] = self.shares.get(name, 0.0) + part.share
 
     def read(self) -> dict[str, float]:
-        names = list(self.sums)
-        values = torch.stack([self.sums[name].float() for name in names]).div(self.steps).tolist()
-        return {**dict(zip(names, values, strict=True)), "steps_per_s": self.steps / (time.perf_counter() - self.since)}
+        """The mean of each term over the steps in which it was; a term of some tasks alone over those."""
+        names = [name for name in self.sums if self.shares[name] > 0]
+        sums = torch.stack([self.sums[name].float() for name in names]).tolist()
+        means = {name: value / self.shares[name] for name, value in zip(names, sums, strict=True)}
+        return {**means, "steps_per_s": self.steps / (time.perf_counter() - self.since)}
 
 
 class Engine:
@@ -96,6 +108,7 @@ class Engine:
     optimizer: over parameters of the learner alone; those of its objective are added here, each in a group of its own.
     schedule: makes the learning-rate schedule of the complete optimizer; None for a constant rate.
     teachers: by name. checkpoints: where the whole state is written when a checkpoint is due, before listeners hear of it.
+    generator: what the strategy draws from; numpy's, seeded with 0, if None.
 
     Raises RequestError where the optimizer holds a parameter that the learner does not.
     """
@@ -111,6 +124,7 @@ class Engine:
         settings: Settings | None = None,
         listeners: Sequence[Listener] = (),
         checkpoints: Checkpoints | None = None,
+        generator: Draws | None = None,
     ) -> None:
         self.settings = settings or Settings()
         check_precision(self.settings.precision, device)
@@ -124,19 +138,23 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.settings.precision == "fp16")
         self.listeners = tuple(listeners)
         self.checkpoints = checkpoints
+        self.generator = generator or numpy.random.default_rng(0)
         self.step = 0
         self.total_steps = 0
-        self._needs = learner.strategy.needs(learner.objective)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._trained = [p for p in learner.parameters() if id(p) in held]
         self._window = _Window()
+        self._saved_at = 0
 
     def train(self, loader: Any, duration: Duration) -> int:
         """Train on a loader and return the number of optimizer steps done.
 
-        After `load_state_dict` the steps that are done already count: their batches are read, and passed over.
+        loader: an iterable of batches; or, for strategies of several tasks, a mapping from task to one, to be trained on for
+        a number of steps. After `load_state_dict` the steps that are done already count: their batches are read, and
+        passed over.
 
-        Raises DataError where the loader gives too little, NonFiniteError before a step on a loss that is not finite.
+        Raises DataError where the loader gives too little, after a checkpoint of what was trained until then;
+        NonFiniteError before a step on a loss that is not finite.
         """
         self._notice_counting()
         self.total_steps = duration.total_steps(loader, self.settings.accumulation)
@@ -148,6 +166,8 @@ class Engine:
                     self._after_step(epoch)
             if self.step < self.total_steps:  # the scaler skipped steps, which kept the last one from being reached
                 self._finish()
+        except DataError as error:
+            raise self._given_out(error) from error
         finally:
             self._tell("end")
         return self.step
@@ -176,30 +196,30 @@ class Engine:
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where the scaler skipped it."""
         step = Step(self.step, self.total_steps)
-        weights = self.learner.objective.weights(step)
-        recorded: list[dict[str, Tensor]] = []
+        weights = {**self.learner.objective.weights(step), **self.learner.strategy.weights(step)}
+        recorded: list[dict[str, _Part]] = []
         for (task, batch), shares in self._weighed(micro_batches, count):
             losses = self.learner(task, batch, self._ask(task, batch), step)
             total, seen = self._total(losses, weights, shares, count)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            recorded.append(seen)
+            recorded.append(_told(seen, task))
         norm = self._gradient_norm()
         self._check_finite(recorded, norm)
         return self._apply(recorded)
 
     def _total(
         self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shares: Mapping[str, float] | None, count: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, _Part]]:
         """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean."""
         if shares is None:
             total = sum(weights.get(name, 1.0) * loss for name, loss in losses.items()) / count
-            seen = {name: loss.detach() / count for name, loss in losses.items()}
+            seen = {name: _Part(loss.detach() / count, 1 / count) for name, loss in losses.items()}
         else:
             scaled = {name: loss * shares[name] for name, loss in losses.items()}
             total = sum(weights.get(name, 1.0) * loss for name, loss in scaled.items())
-            seen = {name: loss.detach() for name, loss in scaled.items()}
+            seen = {name: _Part(loss.detach(), shares[name]) for name, loss in scaled.items()}
         assert isinstance(total, Tensor)
-        return total, {**seen, "total_loss": total.detach()}
+        return total, {**seen, "total_loss": _Part(total.detach(), 1 / count)}
 
     def _weighed(
         self, micro_batches: Iterator[MicroBatch], count: int
@@ -209,31 +229,36 @@ class Engine:
         if self.settings.loss_normalization == "micro_batch" or count == 1:
             return ((micro_batch, None) for micro_batch in ready)
         ahead = list(ready)
-        counts = [self._counts(batch) for _, batch in ahead]
+        counts = [(self._counts(task, batch), self._asked(task)) for task, batch in ahead]
         return ((micro_batch, _Shares(self.learner, counts, i)) for i, micro_batch in enumerate(ahead))
 
     def _prepared(self, task: str, batch: Batch) -> MicroBatch:
-        moved = move_to_device(self.settings.prepare(batch), self.device)
+        moved = move_to_device(self.settings.prepare(task, batch), self.device)
         return task, self.learner.strategy.prepare(task, moved, self.learner.student)
 
     def _notice_counting(self) -> None:
         weighed = self.settings.loss_normalization == "step" and self.settings.accumulation > 1
-        if weighed and not isinstance(self.learner.adaptor, CountingAdaptor):
+        adaptor = self.learner.adaptor
+        adaptors = list(adaptor.values()) if isinstance(adaptor, Mapping) else [adaptor]
+        if weighed and not all(isinstance(each, CountingAdaptor) for each in adaptors):
             warnings.warn(
                 "the student's adaptor cannot count, so micro-batches are weighed by their rows; give it a method "
                 "counts(batch) for means over tokens, logits or labels.",
                 stacklevel=3,
             )
 
-    def _counts(self, batch: Batch) -> Counts:
-        own = side(batch, "student")
-        if isinstance(self.learner.adaptor, CountingAdaptor):
-            return self.learner.adaptor.counts(own)
+    def _counts(self, task: str, batch: Batch) -> Counts:
+        own, adaptor = side(batch, "student"), self.learner.adaptor_for(task)
+        if isinstance(adaptor, CountingAdaptor):
+            return adaptor.counts(own)
         return Counts.of_rows(rows(own))
 
+    def _asked(self, task: str) -> tuple[str, ...]:
+        return tuple(self.learner.strategy.teachers_for(task, tuple(self.teachers)))
+
     def _ask(self, task: str, batch: Batch) -> dict[str, Any]:
-        names = self.learner.strategy.teachers_for(task, tuple(self.teachers))
-        return {name: self.teachers[name].features(batch, self._needs) for name in names}
+        needs = self.learner.needs
+        return {name: self.teachers[name].features(batch, needs.teacher(name)) for name in self._asked(task)}
 
     def _gradient_norm(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
@@ -241,13 +266,13 @@ class Engine:
             return torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
         return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
 
-    def _check_finite(self, recorded: Sequence[Mapping[str, Tensor]], norm: Tensor) -> None:
+    def _check_finite(self, recorded: Sequence[Mapping[str, _Part]], norm: Tensor) -> None:
         """Read one flag; under fp16 overflowing gradients are the scaler's business."""
-        losses = torch.stack([seen["total_loss"] for seen in recorded]).sum()
+        losses = torch.stack([seen["total_loss"].value for seen in recorded]).sum()
         flag = losses if self.scaler.is_enabled() else losses + norm.to(losses.device)
         if math.isfinite(flag.item()):
             return
-        names = [name for seen in recorded for name, loss in seen.items() if not math.isfinite(loss.item())]
+        names = [name for seen in recorded for name, part in seen.items() if not math.isfinite(part.value.item())]
         what = f"the term `{names[0]}` is not finite" if names else "the norm of the gradients is not finite"
         self.optimizer.zero_grad()
         raise NonFiniteError(
@@ -256,7 +281,7 @@ class Engine:
             "raise the temperature."
         )
 
-    def _apply(self, recorded: Sequence[Mapping[str, Tensor]]) -> bool:
+    def _apply(self, recorded: Sequence[Mapping[str, _Part]]) -> bool:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -290,7 +315,19 @@ class Engine:
             self._log()
         self._checkpoint()
 
+    def _given_out(self, error: DataError) -> DataError:
+        """The error of a loader that gave out, after a checkpoint of the steps that are done."""
+        self.optimizer.zero_grad()
+        if self._window.steps:
+            self._log()
+        if self._saved_at == self.step == 0:
+            return error
+        if self._saved_at != self.step:
+            self._checkpoint()
+        return DataError(f"{error} {self.step} of {self.total_steps} optimizer steps are done and saved.")
+
     def _checkpoint(self) -> None:
+        self._saved_at = self.step
         if self.checkpoints:
             self.checkpoints.save(self.step, self.state_dict())
         self._tell("checkpoint", self.step)
@@ -307,27 +344,18 @@ class Engine:
         """The micro-batches of each optimizer step, with the epoch and their number; read only as they are used."""
         size = self.settings.accumulation
         if duration.steps is not None:
-            stream = self._endless(loader, duration.steps)
+            batches = self.learner.strategy.batches
+            stream = iter(batches(loader if isinstance(loader, Mapping) else cycle(loader), self.generator))
             yield from ((0, itertools.islice(stream, size), size) for _ in range(duration.steps))
             return
         for epoch in range(duration.epochs or 0):
-            _set_epoch(loader, epoch)
-            stream, length = self.learner.strategy.batches(loader), len(loader)
+            set_epoch(loader, epoch)
+            stream, length = iter(self.learner.strategy.batches(loader, self.generator)), len(loader)
             for first in range(0, length, size):
                 count = min(size, length - first)
                 yield epoch, _exactly(stream, count, length), count
             if next(iter(stream), None) is not None:
                 raise DataError(_wrong_length(length, "more"))
-
-    def _endless(self, loader: Any, steps: int) -> Iterator[MicroBatch]:
-        for passes in itertools.count():
-            _set_epoch(loader, passes)
-            given = False
-            for micro_batch in self.learner.strategy.batches(loader):
-                given = True
-                yield micro_batch
-            if not given:
-                raise DataError(_EMPTY if passes == 0 else _spent(self.step, steps))
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for listener in self.listeners:
@@ -337,12 +365,12 @@ class Engine:
 class _Shares(dict[str, float]):
     """A micro-batch's share of the step, for each term, computed when it is asked for."""
 
-    def __init__(self, learner: Learner, counts: Sequence[Counts], position: int) -> None:
+    def __init__(self, learner: Learner, counts: Sequence[tuple[Counts, Sequence[str]]], position: int) -> None:
         super().__init__()
         self._objective, self._counts, self._position = learner.objective, counts, position
 
     def __missing__(self, term: str) -> float:
-        items = [self._objective.items(term, counts) for counts in self._counts]
+        items = [self._objective.items(term, counts, asked) for counts, asked in self._counts]
         total = sum(items)
         self[term] = items[self._position] / total if total else 0.0
         return self[term]
@@ -357,7 +385,7 @@ def steps_per_epoch(loader: Any, accumulation: int) -> int:
             "the loader has no length, so its epochs cannot be counted; give num_steps in place of num_epochs."
         ) from error
     if batches == 0:
-        raise DataError(_EMPTY)
+        raise DataError("the loader is empty; it must yield at least one batch.")
     return math.ceil(batches / accumulation)
 
 
@@ -398,14 +426,7 @@ def _wrong_length(length: int, yielded: str) -> str:
     return f"the loader says that it has {length} batches and yielded {yielded}; its __len__ must be right, or give num_steps."
 
 
-def _spent(done: int, steps: int) -> str:
-    return (
-        f"the loader can be iterated only once, and is spent after {done} of {steps} optimizer steps; pass a DataLoader or "
-        "a list, or ask for fewer steps."
-    )
-
-
-def _set_epoch(loader: Any, epoch: int) -> None:
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, DistributedSampler):
-        sampler.set_epoch(epoch)
+def _told(parts: Mapping[str, _Part], task: str) -> dict[str, _Part]:
+    """The parts by name, and those of a task's terms under `name/task` as well."""
+    terms = {f"{name}/{task}": part for name, part in parts.items() if name != "total_loss"}
+    return {**parts, **(terms if task else {})}

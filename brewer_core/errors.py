@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -80,3 +81,11 @@ class NonFiniteError(BrewerError):
 
 class OutputExistsError(RequestError):
     """The output folder holds something that must not be lost."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where a known name is close, else the known names."""
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"; known: {', '.join(known)}" if known else ""

@@ -100,6 +100,10 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
         return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
 
+    def joined(self, other: Features) -> Features:
+        """These features and others; of one name the other's."""
+        return Features({**self._features, **other._features})
+
     def replace(self, **features: Feature) -> Features:
         """The same features with some of them replaced or added."""
         return Features({**self._features, **features})

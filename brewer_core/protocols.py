@@ -70,22 +70,54 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before training: by feature, the width (last axis) of each of its layers."""
+    """What is known of a model before training.
+
+    widths: by feature, the width (last axis) of each of its layers, as far as they are known.
+    weight: a teacher's weight among several. tasks: those that a teacher teaches; all where there are none.
+    """
 
     name: str
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    weight: float = 1.0
+    tasks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, features: Features) -> ModelInfo:
+    def of(cls, name: str, features: Features, weight: float = 1.0, tasks: Sequence[str] = ()) -> ModelInfo:
         """What the features of one batch tell of a model."""
         shaped = {key: tensors for key, tensors in features.items() if all(t.dim() > 0 for t in tensors)}
-        return cls(name, {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()})
+        widths = {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()}
+        return cls(name, widths, weight, tuple(tasks))
+
+    def teaches(self, task: str) -> bool:
+        """Whether this teacher is asked for a task."""
+        return not self.tasks or task in self.tasks
 
     def width(self, feature: str, layer: int | tuple[int, ...]) -> int | None:
         """The width of a layer, of the first of several; None where it is not known."""
         index = layer[0] if isinstance(layer, tuple) else layer
         known = self.widths.get(feature, ())
         return known[index] if -len(known) <= index < len(known) else None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The features that a run reads: of the student, of every teacher, and of single teachers beside those."""
+
+    student: frozenset[str]
+    every_teacher: frozenset[str]
+    by_teacher: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def teacher(self, name: str) -> frozenset[str]:
+        """What is read of one teacher."""
+        return self.every_teacher | self.by_teacher.get(name, frozenset())
+
+
+class Draws(Protocol):
+    """What strategies draw from: numpy's `Generator`, or what has a `choice` like it."""
+
+    def choice(self, a: Any, /, *, p: Any = None) -> Any:
+        """One of the items, with these probabilities; each alike where there are none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,12 @@ class Teacher(Protocol):
 class Objective(Protocol):
     """All terms of a run, as a strategy sees them."""
 
-    def needs(self) -> frozenset[str]:
+    @property
+    def temperature(self) -> float:
+        """The configured temperature of the loss between the logits."""
+        ...
+
+    def needs(self) -> Needs:
         """Names of the features that the terms read."""
         ...
 
@@ -121,8 +158,13 @@ class Objective(Protocol):
         """The unweighted loss between the logits of student and teacher, where both have logits."""
         ...
 
-    def match_terms(self, student: Features, teacher: Features, step: Step) -> Mapping[str, Tensor]:
-        """The unweighted losses between intermediate features of student and teacher."""
+    def match_terms(
+        self, student: Features, teachers: Features | Mapping[str, Features], step: Step
+    ) -> Mapping[str, Tensor]:
+        """The unweighted losses between intermediate features of the student and of the teachers that matches name.
+
+        teachers: by name, or the features of the only one. A match with a teacher that is not among them is left out.
+        """
         ...
 
     def label_terms(self, student: Features) -> Mapping[str, Tensor]:
@@ -136,7 +178,7 @@ class Strategy:
     A strategy never calls backward, touches an optimizer, saves or logs.
     """
 
-    def needs(self, objective: Objective) -> frozenset[str]:
+    def needs(self, objective: Objective) -> Needs:
         """The features that are read of student and teachers; asked before any forward pass."""
         return objective.needs()
 
@@ -145,9 +187,14 @@ class Strategy:
         del student, teachers
         return None
 
-    def batches(self, loader: Any) -> Iterator[tuple[str, Batch]]:
-        """One pass over the loader as (task, batch)."""
-        for batch in loader:
+    def batches(self, loaders: Any, generator: Draws) -> Iterator[tuple[str, Batch]]:
+        """The batches in order, each as (task, batch).
+
+        loaders: an iterable of batches, to be passed over once, or a mapping from task to loader, to be drawn from without
+        end. generator: what is drawn comes from it alone, so that a seed repeats it.
+        """
+        del generator
+        for batch in loaders:
             yield "", batch
 
     def prepare(self, task: str, batch: Batch, student: nn.Module) -> Batch:
@@ -159,6 +206,11 @@ class Strategy:
         """The names of the teachers that are asked for this task."""
         del task
         return teachers
+
+    def weights(self, step: Step) -> Mapping[str, float]:
+        """The factors of the strategy's own terms; a term that is in no list has the factor 1."""
+        del step
+        return {}
 
     def terms(
         self, task: str, student: Features, teachers: Mapping[str, Features], objective: Objective, step: Step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationError
 
-from brewer_core.errors import ConfigError, ReadOnlyError
+from brewer_core.errors import ConfigError, ReadOnlyError, did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -182,14 +181,6 @@ def shown(value: Any) -> str:
     """A value as JSON, cut where it is long."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` where a known name is close, else the known names."""
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    if close:
-        return f"; did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def _owners(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from brewer_core.config.base import did_you_mean
+from brewer_core.errors import did_you_mean
 
 
 def reference_problems(document: Mapping[str, Any]) -> Iterator[str]:

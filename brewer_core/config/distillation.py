@@ -27,6 +27,14 @@ def _layers(value: Any) -> int | tuple[int, ...]:
     )
 
 
+def _teacher(value: Any) -> str | int | None:
+    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError(
+        "text", "expected a teacher's name, or its position in the list, not {value}", {"value": shown(value)}
+    )
+
+
 Layers = Annotated[
     Any,
     PlainValidator(_layers),
@@ -57,6 +65,12 @@ class IntermediateMatch(Config):
     """Student and teacher width, where the list form of `proj` gave them; else they are read from the models."""
     proj_optimizer: FrozenOptions | None = None
     """Settings of the projection's own parameter group, such as `{"lr": 0.001}`."""
+    teacher: Annotated[
+        Any,
+        PlainValidator(_teacher),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}),
+    ] = None
+    """Which of several teachers: its name, or its position in the list."""
 
     @model_validator(mode="before")
     @classmethod

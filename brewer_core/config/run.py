@@ -106,6 +106,8 @@ class DataConfig(Config):
     """The column with the label; null where the rows have none."""
     select: Select | None = None
     """Take a part of the rows only."""
+    augmentations: tuple[Annotated[ComponentRef, OfKind("augmentation")], ...] = ()
+    """Applied in order to the tokens of each row when it is trained on, anew in every pass; never to rows of evaluation."""
 
 
 class OptimizerConfig(Config):

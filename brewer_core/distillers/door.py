@@ -6,32 +6,70 @@ import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints, save_state_dict
-from brewer_core.config import TrainingConfig
+from brewer_core.config import ComponentRef, TrainingConfig
+from brewer_core.config.refs import OfKind
+from brewer_core.distillers.draws import GlobalDraws
 from brewer_core.engine import Duration, Engine, Settings, steps_per_epoch
 from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
-from brewer_core.objective import Objective
+from brewer_core.objective import Objective, bind_ref
 from brewer_core.progress import ProgressBar
-from brewer_core.protocols import Teacher
+from brewer_core.protocols import ModelInfo, Strategy, Teacher
 from brewer_core.registry import Registry
+from brewer_core.teachers import LiveTeacher
 
 Adaptor: TypeAlias = Callable[..., Any]
 Callback: TypeAlias = Callable[..., Any]
+Postprocessor: TypeAlias = Callable[[Any], Any]
+
+_STRATEGY: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("strategy", callables=True)])
+
+
+@dataclass(frozen=True)
+class TaughtBy:
+    """One teacher. position: its place in a list. weight: in the mean of several. tasks: its own; all if there are none."""
+
+    name: str
+    model: nn.Module
+    adaptor: Adaptor
+    position: int | None = None
+    weight: float = 1.0
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of it before training."""
+        return ModelInfo(self.name, weight=self.weight, tasks=self.tasks)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained, and who teaches. remembering: whether the teachers' logits are kept for each row."""
+
+    student: nn.Module
+    adaptor: Adaptor | Mapping[str, Adaptor]
+    objective: Objective
+    strategy: Strategy
+    parts: nn.Module | None = None
+    teachers: Sequence[TaughtBy] = ()
+    remembering: bool = False
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `train` was called with."""
+    """What `train` was called with. tasks: those that have a teacher, where there is a loader for each task."""
 
     optimizer: torch.optim.Optimizer
     dataloader: Any
@@ -42,7 +80,8 @@ class TrainRequest:
     max_grad_norm: float
     num_steps: int | None
     callback: Callback | None
-    batch_postprocessor: Callable[[Any], Any] | None
+    batch_postprocessor: Postprocessor | Mapping[str, Postprocessor] | None
+    tasks: tuple[str, ...] | None = None
 
     def checked(self) -> TrainRequest:
         """The same request. Raises RequestError where it cannot be meant."""
@@ -50,11 +89,34 @@ class TrainRequest:
             given = type(self.dataloader).__name__
             hint = "; the schedule comes after it: train(optimizer, dataloader, num_epochs, scheduler_class=..., scheduler_args=...)"
             raise RequestError(f"train: expected a dataloader as the second argument, not a {given}{hint}.")
+        self._check_tasks()
         if (self.num_epochs is None) and (self.num_steps is None):
             raise RequestError("train: give num_epochs or num_steps.")
         if self.scheduler_class is None and self.scheduler_args is not None:
             raise RequestError("train: scheduler_args come with scheduler_class, which is None.")
         return self
+
+    def _check_tasks(self) -> None:
+        several = isinstance(self.dataloader, Mapping)
+        if self.tasks is None:
+            if several:
+                raise RequestError(
+                    "train: expected one dataloader, not a mapping; MultiTaskDistiller takes one for each task."
+                )
+            return
+        if not several or not self.dataloader:
+            raise RequestError("train: expected a dict from task to dataloader as the second argument.")
+        for task in self.dataloader:
+            if task not in self.tasks:
+                raise RequestError(
+                    f"train: the task {task!r} of dataloaders has no teacher; model_T has {', '.join(self.tasks)}."
+                )
+
+    def prepare(self, task: str, batch: Any) -> Any:
+        """The batch after the user's postprocessor, that of its task where there is one for each."""
+        given = self.batch_postprocessor
+        made = given.get(task) if isinstance(given, Mapping) else given
+        return batch if made is None else made(batch)
 
     def duration(self) -> Duration:
         """TextBrewer's rule: num_steps wins."""
@@ -80,16 +142,40 @@ class Door:
         self.device = pick_device(config.device)
         _warn_of_ignored(config)
 
-    def learner(
-        self, student: nn.Module, adaptor: Adaptor, objective: Objective, strategy: str, arguments: Mapping[str, Any]
-    ) -> Learner:
-        """What is trained, under a strategy of the registry."""
-        built = self.registry.bind("strategy", strategy)()
-        return Learner(student, adaptor, objective, built, precision=self.config.autocast, arguments=arguments)
+    def strategy(self, given: str | Mapping[str, Any] | Strategy | type[Strategy]) -> Strategy:
+        """A strategy of the registry, or the one that was passed. Raises RequestError where it is none."""
+        if isinstance(given, Strategy):
+            return given
+        try:
+            ref = _STRATEGY.validate_python(given)
+        except ValidationError as error:
+            raise RequestError(f"strategy: {error.errors()[0]['msg']}.") from error
+        made = bind_ref(self.registry, ref)()
+        if not isinstance(made, Strategy):
+            raise RequestError(f"strategy: `{ref.name}` is no brewer_core.Strategy.")
+        return made
 
-    def train(self, learner: Learner, teachers: Mapping[str, Teacher], request: TrainRequest) -> None:
-        """Train it as TextBrewer does: `gs{N}.pkl` and the callback at its checkpoints, its tags in TensorBoard."""
+    def build(self, strategy: Strategy, teachers: Mapping[str, ModelInfo]) -> nn.Module | None:
+        """What a strategy itself trains, on the device; the widths of models are not known before a batch is read."""
+        parts = strategy.build(ModelInfo("student"), teachers)
+        return parts.to(self.device) if parts is not None else None
+
+    def train(self, lesson: Lesson, request: TrainRequest, arguments: Mapping[str, Any]) -> None:
+        """Train it as TextBrewer does: `gs{N}.pkl` and the callback at its checkpoints, its tags in TensorBoard.
+
+        arguments: for every call of the models.
+        """
         request.checked()
+        learner = Learner(
+            lesson.student,
+            lesson.adaptor,
+            lesson.objective,
+            lesson.strategy,
+            parts=lesson.parts,
+            precision=self.config.autocast,
+            arguments=arguments,
+        )
+        teachers = {each.name: self._teacher(each, lesson, learner, arguments) for each in lesson.teachers}
         output = Path(self.config.output_dir)
         listeners: list[Listener] = [ProgressBar("training"), *self._trackers()]
         listeners.append(_SavesStudent(learner.student, output, request.callback))
@@ -102,8 +188,27 @@ class Door:
             settings=self._settings(request),
             listeners=listeners,
             checkpoints=Checkpoints(output / "checkpoints", self.config.keep_last),
+            generator=GlobalDraws(),
         )
         engine.train(request.dataloader, request.duration())
+
+    def _teacher(self, taught_by: TaughtBy, lesson: Lesson, learner: Learner, arguments: Mapping[str, Any]) -> Teacher:
+        teacher = LiveTeacher(
+            taught_by.model,
+            taught_by.adaptor,
+            self.device,
+            precision=self.config.autocast,
+            arguments=arguments,
+            position=taught_by.position,
+        )
+        if not lesson.remembering:
+            return teacher
+        if RememberingTeacher.keeps(learner.needs.teacher(taught_by.name)):
+            return RememberingTeacher(teacher)
+        warn(
+            "is_caching_logits keeps logits alone, and matches read more of the teacher: it answers for every batch anew."
+        )
+        return teacher
 
     def _settings(self, request: TrainRequest) -> Settings:
         return Settings(
@@ -113,7 +218,7 @@ class Door:
             precision=self.config.autocast,
             log_every_steps=self.config.log_every_steps,
             checkpoint_due=self._checkpoint_due(request),
-            prepare=request.batch_postprocessor or (lambda batch: batch),
+            prepare=request.prepare,
         )
 
     def _checkpoint_due(self, request: TrainRequest) -> Callable[[int, int], bool]:

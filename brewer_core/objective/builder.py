@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from brewer_core.components import Component, Method
 from brewer_core.config import ComponentRef, DistillationConfig, IntermediateMatch
 from brewer_core.errors import ConfigError, RequestError
 from brewer_core.objective.logit_term import LogitTerm
-from brewer_core.objective.match_term import SIDES, MatchTerm, no_such_layer
+from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
@@ -19,9 +20,9 @@ from brewer_core.registry import Registry
 class Builder:
     """Builds terms from a config and remembers every problem, so that all are told at once."""
 
-    def __init__(self, registry: Registry, student: ModelInfo, teacher: ModelInfo) -> None:
+    def __init__(self, registry: Registry, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
         self.registry = registry
-        self.student, self.teacher = student, teacher
+        self.student, self.teachers = student, dict(teachers)
         self.problems: list[str] = []
 
     def raise_problems(self) -> None:
@@ -54,20 +55,50 @@ class Builder:
         path, before = f"intermediate_matches[{position}]", len(self.problems)
         if isinstance(match.layer_S, tuple) != isinstance(match.layer_T, tuple):
             self.problems.append(f"{path}: layer_S and layer_T must both be one layer, or both a list")
-        self._check_layers(path, match)
+        named = self._named_teacher(path, match.teacher)
+        asked = [self.teachers[named]] if named is not None else list(self.teachers.values())
+        self._check_layers(path, match, asked)
         if len(self.problems) > before:
             return None
         dims = match.proj_dims or (
             self.student.width(match.feature, match.layer_S),
-            self.teacher.width(match.feature, match.layer_T),
+            self._width(path, match, asked),
         )
-        projection = self._projection(path, match, dims)
+        projection = self.projection(f"{path}.proj", match.proj, dims)
         own = dims[1] if match.proj else dims[0]
         loss = self.method(f"{path}.loss", match.loss, student_dim=own, teacher_dim=dims[1])
-        return MatchTerm(path, match, loss, projection, dims[0]) if loss and len(self.problems) == before else None
+        if loss is None or len(self.problems) > before:
+            return None
+        sources = (Source(match.feature, match.layer_S), Source(match.feature, match.layer_T))
+        label = "_".join([match.feature, loss.component.name, *map(str, sources), *([named] if named else [])])
+        return MatchTerm(
+            path,
+            label,
+            sources,
+            loss,
+            projection,
+            width=dims[0],
+            group=match.proj_optimizer,
+            teacher=named,
+        )
 
-    def _check_layers(self, path: str, match: IntermediateMatch) -> None:
-        for side, model, layers in (("S", self.student, match.layer_S), ("T", self.teacher, match.layer_T)):
+    def _named_teacher(self, path: str, teacher: str | int | None) -> str | None:
+        """The teacher that a match names; None where each task has one alone."""
+        names = list(self.teachers)
+        if teacher is None:
+            if _several_at_once(self.teachers):
+                self.problems.append(f"{path}.teacher: there are several teachers; name one of {', '.join(names)}")
+            return None
+        if isinstance(teacher, int) and -len(names) <= teacher < len(names):
+            return names[teacher]
+        if teacher in names:
+            return str(teacher)
+        self.problems.append(f"{path}.teacher: no teacher is called {teacher!r}; expected one of {', '.join(names)}")
+        return names[0]
+
+    def _check_layers(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> None:
+        sides = [("S", self.student, match.layer_S), *(("T", teacher, match.layer_T) for teacher in teachers)]
+        for side, model, layers in sides:
             count = len(model.widths.get(match.feature, ()))
             for layer in layers if isinstance(layers, tuple) else (layers,):
                 if count and not -count <= layer < count:
@@ -75,23 +106,39 @@ class Builder:
                         f"{path}.layer_{side}: {no_such_layer(SIDES[side], match.feature, count, layer)}"
                     )
 
-    def _projection(self, path: str, match: IntermediateMatch, dims: tuple[int | None, int | None]) -> nn.Module | None:
-        make = self.method(f"{path}.proj", match.proj)
+    def _width(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> int | None:
+        widths = {teacher.name: teacher.width(match.feature, match.layer_T) for teacher in teachers}
+        if len(set(widths.values())) > 1 and match.proj is not None:
+            each = ", ".join(f"{name} {width}" for name, width in widths.items())
+            self.problems.append(
+                f"{path}.teacher: the teachers' {match.feature} differ in width ({each}); name one teacher"
+            )
+        return next(iter(widths.values()), None)
+
+    def projection(self, path: str, ref: ComponentRef | None, dims: tuple[int | None, int | None]) -> nn.Module | None:
+        """The projection that a field names, from the student's width to the teacher's; None where it is absent, or a problem."""
+        make = self.method(path, ref)
         if make is None:
             return None
         if None in dims:
-            assert match.proj is not None
             self.problems.append(
-                f'{path}.proj: the widths of the models are not known; write ["{match.proj.name}", student_dim, teacher_dim]'
+                f'{path}: the widths of the models are not known; write ["{make.component.name}", student_dim, teacher_dim]'
             )
             return None
         module = make(*dims)
         if not isinstance(module, nn.Module):
             self.problems.append(
-                f"{path}.proj: `{make.component.name}` returned a {type(module).__name__}, not a torch.nn.Module"
+                f"{path}: `{make.component.name}` returned a {type(module).__name__}, not a torch.nn.Module"
             )
             return None
         return module
+
+
+def _several_at_once(teachers: Mapping[str, ModelInfo]) -> bool:
+    """Whether any task has more than one of these teachers."""
+    taught = [task for teacher in teachers.values() for task in teacher.tasks or ("",)]
+    everything = any(not teacher.tasks for teacher in teachers.values())
+    return len(teachers) > 1 and (everything or len(taught) > len(set(taught)))
 
 
 def bind_ref(registry: Registry, ref: ComponentRef, **sizes: Any) -> Method:

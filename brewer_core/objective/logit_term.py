@@ -66,26 +66,24 @@ class LogitTerm(nn.Module):
         labels: Tensor | None,
         step: Step,
     ) -> Tensor:
-        if self.probability_shift:
-            teacher = probability_shift(teacher, _needed(labels))
         valid = (_select(student, mask), _select(teacher, teacher_mask))
         if valid[0].shape[0] != valid[1].shape[0]:
             raise ShapeError(
                 f"student logits {tuple(student.shape)} have {valid[0].shape[0]} valid positions and teacher logits "
                 f"{tuple(teacher.shape)} {valid[1].shape[0]}; logits and logits_mask must agree."
             )
+        valid_labels = _select_labels(labels, student, mask)
+        valid = (valid[0], self._shifted(valid[1], valid_labels))
         temperature = self._temperature(*valid, step)
-        available = {"progress": step.progress, "labels": labels}
-        if "mask" in self.loss.component.signature.inputs and student.dim() == 3:
-            whole = (
-                torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
-            )
-            return self._scalar(
-                self.loss(student, teacher, _spread(temperature, whole, self.temperature), mask=whole, **available)
-            )
-        if labels is not None and student.dim() == 3:
-            available["labels"] = labels.flatten(0, 1) if mask is None else labels[mask.bool()]
-        return self._scalar(self.loss(*valid, temperature, **available))
+        if "mask" not in self.loss.component.signature.inputs or student.dim() != 3:
+            return self._scalar(self.loss(*valid, temperature, labels=valid_labels, progress=step.progress))
+        whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
+        spread = _spread(temperature, whole, self.temperature)
+        shifted = self._shifted(teacher, labels)
+        return self._scalar(self.loss(student, shifted, spread, mask=whole, labels=labels, progress=step.progress))
+
+    def _shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        return probability_shift(teacher, _needed(labels)) if self.probability_shift else teacher
 
     def _temperature(self, student: Tensor, teacher: Tensor, step: Step) -> float | Tensor:
         if self.scheduler is None:
@@ -129,6 +127,13 @@ def _select(tensor: Tensor, mask: Tensor | None) -> Tensor:
     if tensor.dim() != 3:
         return tensor
     return tensor.reshape(-1, tensor.shape[-1]) if mask is None else tensor[mask.bool()]
+
+
+def _select_labels(labels: Tensor | None, logits: Tensor, mask: Tensor | None) -> Tensor | None:
+    """[N]: the labels of the valid positions of [B, L, V]; those of [B, C] as they are."""
+    if labels is None or logits.dim() != 3 or labels.shape[:2] != logits.shape[:2]:
+        return labels
+    return labels.flatten(0, 1) if mask is None else labels[mask.bool()]
 
 
 def _spread(temperature: float | Tensor, mask: Tensor, base: float) -> float | Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 
 from brewer_core.components import Method
-from brewer_core.config import IntermediateMatch
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
 from brewer_core.features import Features
 from brewer_core.objective.scalar import scalar_loss
@@ -14,31 +17,61 @@ from brewer_core.protocols import Step
 SIDES = {"S": "student", "T": "teacher"}
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where one side of a match reads its tensors: a feature and a layer of it, several layers, or None for all of it."""
+
+    feature: str
+    layers: int | tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.layers)) if isinstance(self.layers, tuple) else str(self.layers)
+
+
 class MatchTerm(nn.Module):
-    """A loss between intermediate features: of one layer each, or of pairs of layers."""
+    """A loss between intermediate features: of one layer each, or of pairs of layers.
+
+    path: where it stands in the config. name: in the logs. teacher: the name of its teacher among several; None for the
+    one that is asked. group: the optimizer's settings for what it trains. width: what the projection takes.
+    """
 
     def __init__(
-        self, path: str, match: IntermediateMatch, loss: Method, projection: nn.Module | None, width: int | None = None
+        self,
+        path: str,
+        name: str,
+        sources: tuple[Source, Source],
+        loss: Method,
+        projection: Any = None,
+        *,
+        width: int | None = None,
+        group: Mapping[str, Any] | None = None,
+        teacher: str | None = None,
     ) -> None:
         super().__init__()
         self.path = path
-        self.feature = match.feature
-        self.layers = (match.layer_S, match.layer_T)
-        layers = [_layer_name(match.layer_S), _layer_name(match.layer_T)]
-        feature = match.feature.replace(".", "/")  # torch refuses a dot in a module's name
-        self.name = "_".join([feature, loss.component.name, *layers])
+        self.name = name.replace(".", "/")  # torch refuses a dot in a module's name
+        self.sources = sources
         self.loss = loss
-        self.group = dict(match.proj_optimizer or {})
+        self.group = dict(group or {})
         self.projection = projection
         self.width = width
+        self.teacher = teacher
         self.state = loss.target if isinstance(loss.target, nn.Module) else None
+
+    def answering(self, teachers: Mapping[str, Features]) -> Features | None:
+        """The features of its teacher; None where that one is not among these."""
+        if self.teacher is not None:
+            return teachers.get(self.teacher)
+        if len(teachers) > 1:
+            raise ConfigError([f"{self.path}.teacher: name one of {', '.join(teachers)}"], "DistillationConfig")
+        return next(iter(teachers.values()), None)
 
     def forward(self, student: Features, teacher: Features, step: Step) -> Tensor:
         """The unweighted loss, a scalar."""
-        own, taught = self._pick(student, self.layers[0], "S"), self._pick(teacher, self.layers[1], "T")
+        own, taught = self._pick(student, self.sources[0], "S"), self._pick(teacher, self.sources[1], "T")
         if self.projection is not None:
             own = tuple(map(self._project, own)) if isinstance(own, tuple) else self._project(own)
-        masks = [self._mask(features) for features in (student, teacher)]
+        masks = [_mask(features, source) for features, source in zip((student, teacher), self.sources, strict=True)]
         try:
             loss = self.loss(
                 own, taught, masks[0], teacher_mask=masks[1], labels=student.first("labels"), progress=step.progress
@@ -57,22 +90,19 @@ class MatchTerm(nn.Module):
         projected: Tensor = self.projection(own)
         return projected
 
-    def _mask(self, features: Features) -> Tensor | None:
-        """[B, L]: the valid tokens, for features that have a length; a pooled one, [B, D], has nothing to mask."""
-        mask = features.first("inputs_mask")
-        return None if mask is None or "L" not in features.axes(self.feature).split() else mask.bool()
-
-    def _pick(self, features: Features, layers: int | tuple[int, ...], side: str) -> Tensor | tuple[Tensor, ...]:
-        found = features.get(self.feature, ())
+    def _pick(self, features: Features, source: Source, side: str) -> Tensor | tuple[Tensor, ...]:
+        found, layers = features.get(source.feature, ()), source.layers
         owner = SIDES[side]
         if not found:
             raise AdaptorError(
-                f"{self.path}.feature: the {owner}'s adaptor returns no {self.feature!r}; it returns {', '.join(features) or 'nothing'}."
+                f"{self.path}.feature: the {owner}'s adaptor returns no {source.feature!r}; it returns {', '.join(features) or 'nothing'}."
             )
+        if layers is None:
+            return found[0] if len(found) == 1 else found
         for layer in layers if isinstance(layers, tuple) else (layers,):
             if not -len(found) <= layer < len(found):
                 raise ConfigError(
-                    [f"{self.path}.layer_{side}: {no_such_layer(owner, self.feature, len(found), layer)}"],
+                    [f"{self.path}.layer_{side}: {no_such_layer(owner, source.feature, len(found), layer)}"],
                     "DistillationConfig",
                 )
         return tuple(found[layer] for layer in layers) if isinstance(layers, tuple) else found[layers]
@@ -83,5 +113,9 @@ def no_such_layer(owner: str, feature: str, count: int, layer: int) -> str:
     return f"the {owner} has {count} layers of {feature!r}, 0 to {count - 1}; there is no {layer}"
 
 
-def _layer_name(layers: int | tuple[int, ...]) -> str:
-    return "-".join(map(str, layers)) if isinstance(layers, tuple) else str(layers)
+def _mask(features: Features, source: Source) -> Tensor | None:
+    """[B, L]: the valid tokens, for features that have such a length; a pooled one, [B, D], has nothing to mask."""
+    mask = features.first("inputs_mask")
+    if mask is None or "L" not in features.axes(source.feature).split():
+        return None
+    return mask.bool()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -14,12 +15,13 @@ from brewer_core.objective.builder import Builder
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import MatchTerm
 from brewer_core.objective.weight import Weight
-from brewer_core.protocols import ModelInfo, Step
+from brewer_core.protocols import ModelInfo, Needs, Step
 from brewer_core.registry import Registry
 
 KD_TERM = "kd_loss"
 LABEL_TERM = "hard_label_loss"
-UNKNOWN_MODEL = ModelInfo("model")
+UNKNOWN_STUDENT = ModelInfo("student")
+UNKNOWN_TEACHERS = MappingProxyType({"teacher": ModelInfo("teacher")})
 
 
 class Objective(nn.Module):
@@ -42,32 +44,51 @@ class Objective(nn.Module):
         cls,
         config: DistillationConfig,
         registry: Registry,
-        student: ModelInfo = UNKNOWN_MODEL,
-        teacher: ModelInfo = UNKNOWN_MODEL,
+        student: ModelInfo = UNKNOWN_STUDENT,
+        teachers: Mapping[str, ModelInfo] = UNKNOWN_TEACHERS,
+        extra: Callable[[Builder], Sequence[tuple[MatchTerm, float]]] = lambda _: (),
     ) -> Objective:
         """The objective of a config; projections are drawn from torch's global generator in the order of the list.
 
-        student, teacher: where projections without widths of their own read them.
+        student, teachers: where projections without widths of their own read them, and the names that matches may bear.
+        extra: makes matches beside those of the config, each with its weight.
         Raises ConfigError with every name, option or width that is wrong.
         """
-        build = Builder(registry, student, teacher)
+        build = Builder(registry, student, teachers)
         kd = build.logit_term(config)
         matches = [build.match_term(i, match) for i, match in enumerate(config.matches)]
+        further = list(extra(build))
         weights = {
             KD_TERM: build.weight("kd_loss_weight", config.kd_loss_weight, config.kd_loss_weight_scheduler),
             LABEL_TERM: build.weight("hard_label_weight", config.hard_label_weight, config.hard_label_weight_scheduler),
         }
         build.raise_problems()
-        terms = [match for match in matches if match is not None]
+        terms = [match for match in matches if match is not None] + [match for match, _ in further]
         objective = cls(kd, terms, weights)
-        for name, match in zip(objective.matches, config.matches, strict=True):
-            objective._weights[name] = Weight(match.weight)
+        factors = [match.weight for match in config.matches] + [weight for _, weight in further]
+        for name, factor in zip(objective.matches, factors, strict=True):
+            objective._weights[name] = Weight(factor)
         return objective
 
-    def needs(self) -> frozenset[str]:
+    @property
+    def temperature(self) -> float:
+        """The configured temperature of the loss between the logits; 1 where there is no such loss."""
+        return self.kd.temperature if self.kd else 1.0
+
+    def needs(self) -> Needs:
         """Names of the features that the terms read."""
-        read = {"losses", "labels", "inputs_mask"} | {match.feature for match in self._match_terms()}
-        return frozenset(read | ({"logits", "logits_mask"} if self.kd else set()))
+        matches = self._match_terms()
+        logits = {"logits", "logits_mask"} if self.kd else set()
+        always = frozenset(logits | {"losses", "labels", "inputs_mask"})
+        named = {match.teacher for match in matches if match.teacher is not None}
+        return Needs(
+            student=always | {match.sources[0].feature for match in matches},
+            every_teacher=always | {match.sources[1].feature for match in matches if match.teacher is None},
+            by_teacher={
+                name: frozenset(match.sources[1].feature for match in matches if match.teacher == name)
+                for name in named
+            },
+        )
 
     def weights(self, step: Step) -> dict[str, float]:
         """The factor of every term at a step."""
@@ -84,8 +105,11 @@ class Objective(nn.Module):
                 return match.loss.component.facts.over or "rows"
         return "rows"
 
-    def items(self, term: str, counts: Counts) -> float:
-        """How many items of a batch the mean of a term is over."""
+    def items(self, term: str, counts: Counts, teachers: Collection[str] | None = None) -> float:
+        """How many items of a batch the mean of a term is over; teachers: those that are asked for it, all if None."""
+        match = dict(self.matches).get(term)
+        if teachers is not None and isinstance(match, MatchTerm) and match.teacher not in (None, *teachers):
+            return 0.0
         over = self.over(term)
         if callable(over):
             return float(over(counts))
@@ -97,9 +121,16 @@ class Objective(nn.Module):
             return {}
         return {KD_TERM: self.kd(student, teacher, step)}
 
-    def match_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
-        """The unweighted losses between intermediate features."""
-        return {name: match(student, teacher, step) for name, match in self.matches.items()}
+    def match_terms(
+        self, student: Features, teachers: Features | Mapping[str, Features], step: Step
+    ) -> dict[str, Tensor]:
+        """The unweighted losses between intermediate features, of the matches whose teacher is among these."""
+        losses: dict[str, Tensor] = {}
+        for name, match in zip(self.matches, self._match_terms(), strict=True):
+            teacher = teachers if isinstance(teachers, Features) else match.answering(teachers)
+            if teacher is not None:
+                losses[name] = match(student, teacher, step)
+        return losses
 
     def label_terms(self, student: Features) -> dict[str, Tensor]:
         """The sum of the student's own losses, where its adaptor returns any."""

@@ -284,9 +284,9 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
     else:
         lesson = supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
     batch = move_to_device(next(iter(lesson.loader)), assembly.device)
-    needs = lesson.learner.strategy.needs(lesson.learner.objective)
+    needs = lesson.learner.needs
     with evaluating(lesson.learner), torch.no_grad(), _located(path):
-        answers = {name: teacher.features(batch, needs) for name, teacher in lesson.teachers.items()}
+        answers = {name: teacher.features(batch, needs.teacher(name)) for name, teacher in lesson.teachers.items()}
         losses = lesson.learner(stage.name, batch, answers, Step(0, lesson.total_steps))
     make_optimizer(stage.training.optimizer, lesson.learner.student)
     return lesson.total_steps, {name: loss.item() for name, loss in losses.items()}

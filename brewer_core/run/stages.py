@@ -9,26 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
 from brewer_core.batches import call_model, move_to_device
+from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints
-from brewer_core.config import ComponentRef, DistillStage, SupervisedStage
-from brewer_core.config.run import Optimization
+from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
+from brewer_core.config.run import Optimization, TeacherRef
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
-from brewer_core.protocols import LoadedModel, ModelInfo, Teacher
-from brewer_core.run.assembly import Assembly, model_inputs, rows_of
+from brewer_core.protocols import LoadedModel, ModelInfo, Needs, Strategy, Teacher
+from brewer_core.run.assembly import Assembly, model_inputs
 from brewer_core.run.evaluation import EvaluationListener, Evaluator
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
-from brewer_core.teachers import LiveTeacher, RememberingTeacher, evaluating
+from brewer_core.teachers import LiveTeacher, evaluating
 
 DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 
@@ -93,21 +95,23 @@ def supervised_lesson(
 def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel) -> Lesson:
     """The lesson of a distillation: teachers as far as they are trained, and the student."""
     config = stage.distillation
-    needs = frozenset({"logits", *(match.feature for match in config.matches)})
+    strategy = assembly.bind(stage.strategy)()
+    needs = _needs(strategy, config)
     dataset = assembly.training_set(stage, path)
     batches = assembly.training_loader(dataset, stage.training, stage.name)
     student_adaptor = assembly.bind(stage.adaptors.student).target
-    arguments = dict(student.forward_arguments(needs))
-    live = {ref.model: _live_teacher(assembly, stage, ref.model, ref.adaptor, needs) for ref in stage.teachers}
+    arguments = dict(student.forward_arguments(needs.student))
+    live = {ref.model: _live_teacher(assembly, stage, ref, needs) for ref in stage.teachers}
     sample = move_to_device(next(iter(assembly.training_loader(dataset, stage.training, "sample"))), assembly.device)
     known = _features(student.model.to(assembly.device), student_adaptor, sample, arguments)
-    taught = next(iter(live.values())).features(sample, needs)
-    infos = {name: ModelInfo.of(name, taught) for name in live}
+    infos = {
+        ref.model: ModelInfo.of(ref.model, live[ref.model].features(sample, needs.teacher(ref.model)), ref.weight)
+        for ref in stage.teachers
+    }
     own = ModelInfo.of(stage.student, known)
-    strategy = assembly.bind(stage.strategy)()
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
         try:
-            objective = Objective.from_config(config, assembly.registry, own, next(iter(infos.values())))
+            objective = Objective.from_config(config, assembly.registry, own, infos)
         except ConfigError as error:
             raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
         parts = strategy.build(own, infos)
@@ -123,7 +127,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     )
     teachers: dict[str, Teacher] = dict(live)
     if config.is_caching_logits:
-        teachers = {name: RememberingTeacher(teacher, rows_of) for name, teacher in live.items()}
+        teachers = {name: RememberingTeacher(teacher) for name, teacher in live.items()}
     return Lesson(learner, teachers, batches, stage.training)
 
 
@@ -146,7 +150,7 @@ def train(
     trackers = [_tracker(assembly, ref, run_folder, tracking) for ref in refs]
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
     evaluation = EvaluationListener(
-        lambda: evaluator(lesson.learner.student, lesson.learner.adaptor),
+        lambda: evaluator(lesson.learner.student, lesson.learner.adaptor_for("")),
         lesson.learner.student,
         every_steps=config.evaluation.every_steps,
         best=config.evaluation.best if training.keep_best else None,
@@ -164,6 +168,7 @@ def train(
             settings=_settings(training, config.precision),
             listeners=[reporter.bar(tracking), evaluation, *trackers],
             checkpoints=checkpoints,
+            generator=numpy.random.default_rng(assembly.seed("tasks", tracking)),
         )
         started = time.perf_counter()
         steps = engine.train(lesson.loader, lesson.duration)
@@ -184,16 +189,21 @@ def _settings(training: Optimization, precision: str) -> Settings:
     )
 
 
-def _live_teacher(
-    assembly: Assembly, stage: DistillStage, name: str, adaptor: ComponentRef | None, needs: frozenset[str]
-) -> LiveTeacher:
-    loaded = assembly.model(name)
+def _needs(strategy: Strategy, config: DistillationConfig) -> Needs:
+    """What the models must give: asked before the objective is there, which needs their widths."""
+    read = frozenset({"logits", *(match.feature for match in config.matches)})
+    own = strategy.needs(Objective(None))
+    return Needs(own.student | read, own.every_teacher | read, own.by_teacher)
+
+
+def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: Needs) -> LiveTeacher:
+    loaded = assembly.model(ref.model)
     return LiveTeacher(
         loaded.model,
-        assembly.bind(adaptor or stage.adaptors.teacher).target,
+        assembly.bind(ref.adaptor or stage.adaptors.teacher).target,
         assembly.device,
         precision=assembly.config.precision,
-        arguments=loaded.forward_arguments(needs),
+        arguments=loaded.forward_arguments(needs.teacher(ref.model)),
         model_inputs=model_inputs,
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from brewer_core import Features, ModelInfo, Objective, RequestError, Step, Strategy, hookimpl
+from pydantic import Field
+
+from brewer_builtins.ensembles import averaged
+from brewer_core import Draws, Features, ModelInfo, Objective, RequestError, Step, Strategy, cycle, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +25,8 @@ class General(Strategy):
         del student
         if len(teachers) != 1:
             raise RequestError(
-                f"the strategy `general` learns from one teacher, not from {', '.join(teachers) or 'none'}."
+                f"the strategy `general` learns from one teacher, not from {', '.join(teachers) or 'none'}; "
+                "`multi_teacher` learns from several."
             )
 
     def terms(
@@ -33,9 +37,106 @@ class General(Strategy):
         (teacher,) = teachers.values()
         return {
             **objective.kd_terms(student, teacher, step),
-            **objective.match_terms(student, teacher, step),
+            **objective.match_terms(student, teachers, step),
             **objective.label_terms(student),
         }
+
+
+class MultiTeacher(Strategy):
+    """Several teachers: their mean logits or probabilities, and intermediate features of those that matches name.
+
+    Teachers that give no logits take no part in the mean.
+    Source: You et al. 2017, "Learning from Multiple Teacher Networks"; the mean of logits as in TextBrewer, arXiv:2002.12620.
+    """
+
+    def __init__(
+        self,
+        *,
+        average: Annotated[
+            Literal["logits", "probabilities"],
+            Field(description="What is averaged: logits as they are, or probabilities at the configured temperature."),
+        ] = "logits",
+    ) -> None:
+        self.average = average
+        self._weights: dict[str, float] = {}
+
+    def build(self, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
+        """Note the teachers' weights; nothing is trained here. Raises RequestError where there is no teacher."""
+        del student
+        if not teachers:
+            raise RequestError("the strategy `multi_teacher` needs a teacher, and there is none.")
+        self._weights = {name: info.weight for name, info in teachers.items()}
+
+    def terms(
+        self, task: str, student: Features, teachers: Mapping[str, Features], objective: Objective, step: Step
+    ) -> Mapping[str, Tensor]:
+        """The losses against the mean of the teachers and against the features that matches name, and the student's own."""
+        del task
+        temperature = objective.temperature if self.average == "probabilities" else None
+        weights = {name: self._weights.get(name, 1.0) for name in teachers}
+        return {
+            **objective.kd_terms(student, averaged(teachers, weights, temperature), step),
+            **objective.match_terms(student, teachers, step),
+            **objective.label_terms(student),
+        }
+
+
+class MultiTask(MultiTeacher):
+    """Several tasks, each with its own data and teachers, drawn batch by batch by the sizes of their data.
+
+    Source: TextBrewer, arXiv:2002.12620, with sampling by size^tau.
+    """
+
+    def __init__(
+        self,
+        *,
+        tau: Annotated[
+            float,
+            Field(
+                description="A task is drawn with a probability proportional to its number of batches to this power."
+            ),
+        ] = 1.0,
+        average: Annotated[
+            Literal["logits", "probabilities"],
+            Field(description="What is averaged where a task has several teachers."),
+        ] = "logits",
+    ) -> None:
+        super().__init__(average=average)
+        self.tau = tau
+        self._tasks: dict[str, ModelInfo] = {}
+
+    def build(self, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
+        """Note who teaches what; nothing is trained here. Raises RequestError where there is no teacher."""
+        super().build(student, teachers)
+        self._tasks = dict(teachers)
+
+    def batches(self, loaders: Any, generator: Draws) -> Iterator[tuple[str, Any]]:
+        """Batches of tasks that are drawn one by one; uniformly where the size of any task is not known."""
+        if not isinstance(loaders, Mapping) or not loaders:
+            raise RequestError("the strategy `multi_task` needs a mapping from task to loader, with one task or more.")
+        names = list(loaders)
+        streams = {name: cycle(loader, f"the loader of the task {name!r}") for name, loader in loaders.items()}
+        probabilities = self._probabilities(list(loaders.values()))
+        while True:
+            task = str(generator.choice(names, p=probabilities))
+            yield task, next(streams[task])
+
+    def teachers_for(self, task: str, teachers: Sequence[str]) -> Sequence[str]:
+        """The teachers of a task. Raises RequestError where it has none."""
+        asked = [name for name in teachers if name not in self._tasks or self._tasks[name].teaches(task)]
+        if not asked:
+            raise RequestError(f"the task {task!r} has no teacher; there are {', '.join(teachers) or 'none'}.")
+        return asked
+
+    def _probabilities(self, loaders: Sequence[Any]) -> list[float] | None:
+        try:
+            sizes = [len(loader) for loader in loaders]
+        except TypeError:  # a size that is not known
+            return None
+        if 0 in sizes:  # its own error comes when it is drawn; nothing to the power of a negative tau is no number
+            return None
+        powers = [pow(size, self.tau) for size in sizes]
+        return [power / sum(powers) for power in powers]
 
 
 class Supervised(Strategy):
@@ -57,4 +158,4 @@ class Supervised(Strategy):
 @hookimpl
 def brewer_strategies() -> dict[str, type[Strategy]]:
     """The built-in strategies."""
-    return {"general": General, "supervised": Supervised}
+    return {"general": General, "multi_task": MultiTask, "multi_teacher": MultiTeacher, "supervised": Supervised}
