@@ -23,12 +23,7 @@ class PresetView(Mapping[str, Callable[..., Any]]):
         self._variable, self._kind = variable, kind
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        if not isinstance(name, str):
-            raise KeyError(name)
-        try:
-            return _entry(default_registry().get(self._kind, name))
-        except RequestError as error:
-            raise _LookupError(str(error)) from error
+        return _entry(self._component(name))
 
     def __contains__(self, name: object) -> bool:
         return name in default_registry().names(self._kind)
@@ -43,23 +38,31 @@ class PresetView(Mapping[str, Callable[..., Any]]):
         return f"{self._variable}({', '.join(self)})"
 
     def __setitem__(self, name: str, implementation: Callable[..., Any]) -> NoReturn:
-        raise ReadOnlyError(_registration(f"{self._variable}[{name!r}] = ...", self._kind, name))
+        raise ReadOnlyError(_registration(f"{self._variable}[{name!r}] = ...", self._kind, name, implementation))
 
     def __delitem__(self, name: str) -> NoReturn:
         raise ReadOnlyError(
             f"{self._variable} is a read-only view; disable the plugin that provides {name!r} with BREWER_DISABLE_PLUGINS."
         )
 
+    def _component(self, name: object) -> Component:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        try:
+            return default_registry().get(self._kind, name)
+        except RequestError as error:
+            raise _LookupError(str(error)) from error
+
 
 class ListedPresetView(PresetView):
     """A view that also takes `["flsw", 1, 2]` and `["flsw", {"beta": 1, "gamma": 2}]`, the entry with its options set."""
 
     def __getitem__(self, name: str | Sequence[Any]) -> Callable[..., Any]:
-        if isinstance(name, str):
-            return super().__getitem__(name)
-        component, values = default_registry().get(self._kind, name[0]), list(name[1:])
+        if not isinstance(name, (list, tuple)) or not name:
+            return super().__getitem__(name)  # type: ignore[index]  # of any other key it says that there is none
+        component, values = self._component(name[0]), list(name[1:])
         options = dict(values.pop()) if len(values) == 1 and isinstance(values[0], Mapping) else {}
-        return component.bind(default_registry().check(self._kind, component.name, options, values))
+        return default_registry().bind(self._kind, component.name, options, values)
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name[0] if isinstance(name, (list, tuple)) and name else name)
@@ -80,9 +83,11 @@ TEMPERATURE_SCHEDULER = ListedPresetView("TEMPERATURE_SCHEDULER", "temperature_s
 
 
 def register_new(map_name: str, name: str, func: Callable[..., Any]) -> NoReturn:
-    """TextBrewer's way to add a component. Raises ReadOnlyError that says how it is done here."""
-    del func
-    raise ReadOnlyError(_registration(f"register_new({map_name!r}, {name!r}, ...)", map_name, name))
+    """TextBrewer's way to add a component. Raises ReadOnlyError that says how it is done here.
+
+    map_name: TextBrewer's own keys, `match_Loss` among them, or a kind in any spelling. Raises RequestError for any other.
+    """
+    raise ReadOnlyError(_registration(f"register_new({map_name!r}, {name!r}, ...)", map_name, name, func))
 
 
 def _entry(component: Component) -> Callable[..., Any]:
@@ -92,15 +97,17 @@ def _entry(component: Component) -> Callable[..., Any]:
         return component.implementation
 
     def build(*values: Any, **options: Any) -> Callable[..., Any]:
-        return component.bind({**dict(zip(order, values, strict=False)), **options})
+        return default_registry().bind(component.kind.name, component.name, options, values)
 
     return build
 
 
-def _registration(attempt: str, kind: str, name: str) -> str:
-    hook = kind_named(kind).hook
+def _registration(attempt: str, map_name: str, name: str, implementation: object) -> str:
+    kind = kind_named(map_name)
+    given = getattr(implementation, "__name__", "")
+    given = given if given.isidentifier() else "..."
     return (
-        f"{attempt}: components are not written into presets; pass the callable in the config, or make it a plugin: "
-        f"@hookimpl def {hook}(): return {{{name!r}: ...}}, and use registry=default_registry().with_plugin(module) "
-        f"or an entry point in the group `brewer`."
+        f"{attempt}: components are not written into presets; pass the callable in the config, or give the distiller "
+        f"registry=default_registry().with_component({kind.name!r}, {name!r}, {given}), or make it a plugin: "
+        f"@hookimpl def {kind.hook}(): return {{{name!r}: {given}}}, under an entry point in the group `brewer`."
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from brewer_core.components import KINDS, Component, Method, Provenance, kind_named
+from brewer_core.components import KINDS, Component, Kind, Method, Provenance, kind_named
 from brewer_core.errors import ConflictingComponentError, RequestError, UnknownComponentError
 
 Status = Literal["loaded", "failed", "disabled"]
@@ -33,7 +33,7 @@ class Plugin:
 
 
 class Registry:
-    """Components by kind and name. Read-only: `with_plugin` gives a new registry.
+    """Components by kind and name. Read-only: `with_plugin` and `with_component` give a new registry.
 
     plugins: every plugin that was found, failed and disabled ones included.
     collect: makes a `Plugin` of an object with hooks.
@@ -58,6 +58,19 @@ class Registry:
         Raises PluginError or ComponentError where the object breaks a rule for plugins.
         """
         return Registry((*self._plugins, self._collect(plugin)), self._collect)
+
+    def with_component(self, kind: str, name: str, implementation: Callable[..., Any]) -> Registry:
+        """A registry with one component more, this one staying as it is.
+
+        kind: in any spelling, such as `match_loss` or `match-losses`.
+        Raises ComponentError where the implementation breaks a rule of its kind, ConflictingComponentError where the name is
+        taken (two plugins may both bring a name; who adds one by hand is told at once), RequestError for an unknown kind.
+        """
+        of_kind = kind_named(kind)
+        origin = Provenance(entry_point=f"{of_kind.name}.{name}")
+        component = Component(of_kind, name, implementation, origin)
+        self._refuse_taken(of_kind, name)
+        return Registry((*self._plugins, Plugin(origin, "loaded", (component,))), self._collect)
 
     def without(self, keys: Iterable[str]) -> Registry:
         """A registry with some plugins disabled, each named by its distribution or as `distribution:entry`.
@@ -109,22 +122,35 @@ class Registry:
         Raises what `get` raises, RequestError for too many values, and pydantic.ValidationError for a wrong option.
         """
         component = self.get(kind, name)
-        order = component.facts.positional
-        if len(positional) > len(order):
-            takes = f"values for {', '.join(order)}" if order else "no values in a list"
-            raise RequestError(
-                f"{component.kind.title} `{name}` takes {takes}, not {list(positional)!r}; name options in a mapping."
-            )
-        return component.check({**dict(zip(order, positional, strict=False)), **options})
+        return component.check(_named(component, options, positional))
 
-    def bind(self, kind: str, name: str, options: Mapping[str, Any] | None = None, **sizes: Any) -> Method:
-        """The component with its options set, ready to be called."""
-        return self.get(kind, name).bind(options, **sizes)
+    def bind(
+        self,
+        kind: str,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        positional: Sequence[Any] = (),
+        **sizes: Any,
+    ) -> Method:
+        """The component with its options set, ready to be called; `positional` are the values of a list form.
+
+        Raises what `get` raises, and RequestError for a wrong option or too many values.
+        """
+        component = self.get(kind, name)
+        return component.bind(_named(component, options or {}, positional), **sizes)
+
+    def _refuse_taken(self, kind: Kind, name: str) -> None:
+        found = self._providers.get((kind.name, name), [])
+        if found:
+            raise ConflictingComponentError(
+                f"{kind.title} `{name}` is provided by {' and by '.join(str(c.provenance) for c in found)} already; choose "
+                f"another name, or leave out what provides it: without([{', '.join(repr(_key(c)) for c in found)}])."
+            )
 
     def _conflict(self, found: Sequence[Component]) -> str:
         first = found[0]
         providers = " and by ".join(str(c.provenance) for c in found)
-        keys = " or ".join(f"{c.provenance.distribution}:{c.provenance.entry_point}" for c in found)
+        keys = " or ".join(_key(c) for c in found)
         return (
             f"{first.kind.title} `{first.name}` is provided by {providers}; disable one of them: "
             f"--disable or BREWER_DISABLE_PLUGINS with {keys}."
@@ -143,6 +169,23 @@ class Registry:
             text += f" Disabled: {', '.join(disabled)}."
         failed = [f"{p.key} ({p.error})" for p in self._plugins if p.status == "failed"]
         return text + (f" Plugins that failed to load: {'; '.join(failed)}." if failed else "")
+
+
+def _named(component: Component, options: Mapping[str, Any], positional: Sequence[Any]) -> dict[str, Any]:
+    """The options with those that a list form gives by position."""
+    order, label = component.facts.positional, f"{component.kind.title} `{component.name}`"
+    if len(positional) > len(order):
+        takes = f"values for {', '.join(order)}" if order else "no values in a list"
+        raise RequestError(f"{label} takes {takes}, not {list(positional)!r}; name options in a mapping.")
+    values = dict(zip(order, positional, strict=False))
+    twice = [name for name in values if name in options]
+    if twice:
+        raise RequestError(f"{label} is given {', '.join(twice)} twice, by position and by name.")
+    return {**values, **options}
+
+
+def _key(component: Component) -> str:
+    return f"{component.provenance.distribution}:{component.provenance.entry_point}"
 
 
 def _disabled(plugin: Plugin) -> Plugin:

@@ -8,7 +8,13 @@ import pytest
 from pydantic import Field, ValidationError
 
 from brewer_core.components import Provenance, component
-from brewer_core.errors import PluginError, RequestError, UnknownComponentError
+from brewer_core.errors import (
+    ComponentError,
+    ConflictingComponentError,
+    PluginError,
+    RequestError,
+    UnknownComponentError,
+)
 from brewer_core.plugins import collect
 from brewer_core.registry import Plugin, Registry
 from fakes import plugin
@@ -268,3 +274,105 @@ def test_a_registry_does_not_keep_the_mapping_that_a_hook_returned() -> None:
     losses["late"] = distance
 
     assert registry.names("match_loss") == ("cos",)
+
+
+# One component more
+
+
+def test_with_component_gives_a_new_registry_and_leaves_the_old_one(registry: Registry) -> None:
+    extended = registry.with_component("match_loss", "mine", distance)
+
+    assert extended.names("match_loss") == ("cos", "hidden_mae", "hidden_mse", "mine")
+    assert extended.get("match_loss", "mine").implementation is distance
+    assert registry.names("match_loss") == ("cos", "hidden_mae", "hidden_mse")
+    assert len(registry.plugins) == 1
+
+
+@pytest.mark.parametrize("kind", ["match_loss", "match-losses", "match_Loss", " Match-Loss "])
+def test_with_component_takes_a_kind_in_every_spelling(registry: Registry, kind: str) -> None:
+    assert registry.with_component(kind, "mine", distance).get("match_loss", "mine").kind.name == "match_loss"
+
+
+def test_components_that_were_added_are_plugins_of_their_own(registry: Registry) -> None:
+    extended = registry.with_component("match_loss", "mine", distance).with_component("kd_loss", "mine", flow)
+
+    assert [p.key for p in extended.plugins[1:]] == [
+        "(passed in Python):match_loss.mine",
+        "(passed in Python):kd_loss.mine",
+    ]
+    assert str(extended.get("match_loss", "mine").provenance) == "(passed in Python) [match_loss.mine]"
+    reduced = extended.without(["(passed in Python):match_loss.mine"])
+    assert "mine" not in reduced.names("match_loss")
+    assert reduced.names("kd_loss") == ("mine",)
+
+
+def test_with_component_keeps_the_options_of_the_implementation(registry: Registry) -> None:
+    extended = registry.with_component("temperature_scheduler", "stream", flow)
+
+    assert extended.check("temperature_scheduler", "stream", {}, [2]) == {"beta": 2.0, "gamma": 1.0, "eps": 1e-4}
+    assert extended.bind("temperature_scheduler", "stream", {"eps": 1}, [2, 3])("s", "t", 8.0) == (8.0, 2.0, 3.0)
+
+
+def test_with_component_refuses_a_name_that_is_taken(registry: Registry) -> None:
+    with pytest.raises(ConflictingComponentError) as caught:
+        registry.with_component("match_loss", "cos", distance)
+    assert str(caught.value) == (
+        "match loss `cos` is provided by brewer-core 0.1.0 [all] already; choose another name, or leave out what provides "
+        "it: without(['brewer-core:all'])."
+    )
+
+
+def test_with_component_names_all_who_provide_a_name_that_is_in_conflict(registry: Registry) -> None:
+    twice = registry.with_plugin(plugin(brewer_match_losses={"cos": distance}))
+    with pytest.raises(ConflictingComponentError) as caught:
+        twice.with_component("match_loss", "cos", distance)
+    assert str(caught.value) == (
+        "match loss `cos` is provided by brewer-core 0.1.0 [all] and by (passed in Python) [SimpleNamespace] already; "
+        "choose another name, or leave out what provides it: without(['brewer-core:all', "
+        "'(passed in Python):SimpleNamespace'])."
+    )
+
+
+def test_a_name_is_free_again_where_its_plugin_is_left_out(registry: Registry) -> None:
+    freed = registry.without(["brewer-core:all"]).with_component("match_loss", "cos", distance)
+
+    assert freed.names("match_loss") == ("cos",)
+
+
+def test_a_name_of_another_kind_is_not_taken(registry: Registry) -> None:
+    assert registry.with_component("kd_loss", "cos", flow).names("kd_loss") == ("cos",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "implementation", "error", "text"),
+    [
+        (
+            "losses",
+            "mine",
+            distance,
+            RequestError,
+            "no kind of component is called 'losses'; the kinds are kd_loss, match",
+        ),
+        ("match_loss", "my l1", distance, ComponentError, "match loss 'my l1' has a name that is not an identifier."),
+        ("match_loss", "mine", 3, ComponentError, "match loss `mine` is 3, which is neither a function nor a class."),
+        (
+            "match_loss",
+            "mine",
+            lambda x: x,
+            ComponentError,
+            "match loss `mine` has too few positional parameters, 1; it is",
+        ),
+    ],
+)
+def test_with_component_checks_what_it_is_given(
+    registry: Registry, kind: str, name: str, implementation: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        registry.with_component(kind, name, implementation)
+    assert str(caught.value).startswith(text)
+
+
+def test_an_option_given_twice_is_refused(registry: Registry) -> None:
+    with pytest.raises(RequestError) as caught:
+        registry.check("temperature_scheduler", "flow", {"beta": 1}, [2])
+    assert str(caught.value) == "temperature scheduler `flow` is given beta twice, by position and by name."
