@@ -308,7 +308,8 @@ def brewer_metrics() -> Mapping[str, Metric]:  # type: ignore[empty-body]  # a s
 def brewer_augmentations() -> Mapping[str, Augmentation]:  # type: ignore[empty-body]  # a specification has no body
     """Provide augmentations of a tokenised text.
 
-    Called with (tokens), a list; may name `generator`, a `random.Random`. Returns a new list.
+    Called with (tokens), a list of the tokenizer's tokens without special ones; may name `generator`, a
+    `numpy.random.Generator`, from which alone it should draw. Returns a new list of such tokens.
 
     Example:
         The whole of a plugin::

@@ -99,7 +99,7 @@ def test_malformed_json(tmp_path, capsys):
         ),
         (
             only_distill(strategy="supervsed"),
-            "stages[0].strategy: no strategy is called 'supervsed'; did you mean 'supervised'? Known: general, supervised",
+            "stages[0].strategy: no strategy is called 'supervsed'; did you mean 'supervised'? Known: general, multi_task, multi_teacher, supervised",
         ),
         (
             only_distill(distillation={"kd_loss_type": {"name": "kl", "t_square": True}}),
@@ -529,4 +529,6 @@ def test_the_strategy_general_refuses_a_second_teacher() -> None:
     with pytest.raises(RequestError) as caught:
         General().build(ModelInfo("s"), {"a": ModelInfo("a"), "b": ModelInfo("b")})
 
-    assert str(caught.value) == "the strategy `general` learns from one teacher, not from a, b."
+    assert str(caught.value) == (
+        "the strategy `general` learns from one teacher, not from a, b; `multi_teacher` learns from several."
+    )

@@ -19,6 +19,7 @@ from brewer_core.errors import BrewerError, ConfigError, DataError
 from brewer_core.objective import bind_ref
 from brewer_core.protocols import Batch, LoadedModel, Task
 from brewer_core.registry import Registry
+from brewer_core.run.augmenting import AugmentedText, Augmenter
 from brewer_core.run.text import TextDataset, check_column, class_names, loader, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
@@ -31,10 +32,16 @@ _SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("e
 
 
 class JoinedText(ConcatDataset[Any]):
-    """Several data sets as one, with the lengths that batches are grouped by."""
+    """Several data sets as one, with the lengths that batches are grouped by.
 
-    def __init__(self, parts: Sequence[TextDataset]) -> None:
+    augmenters: what augments the rows of each part, if anything does; then of each row.
+    """
+
+    def __init__(self, parts: Sequence[TextDataset], augmenters: Sequence[Augmenter | None]) -> None:
         super().__init__(parts)
+        self.augmenters = [
+            augmenter for part, augmenter in zip(parts, augmenters, strict=True) for _ in range(len(part))
+        ]
         self.lengths = [length for part in parts for length in part.lengths]
         self.labels = [label for part in parts for label in part.labels]
         self.tokenizer = parts[0].tokenizer
@@ -54,6 +61,7 @@ class Assembly:
         self.device = device
         self._sources: dict[str, Mapping[str, Rows]] = {}
         self._datasets: dict[tuple[str, str, bool], TextDataset] = {}
+        self._augmenters: dict[str, Augmenter] = {}
         self._models: dict[str, LoadedModel] = {}
         self._rows_numbered = 0
 
@@ -132,18 +140,28 @@ class Assembly:
 
     def training_set(self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False) -> JoinedText:
         """The rows that a stage trains on: labelled ones, and unlabelled ones unless they are left out."""
-        parts = [
-            self._dataset(*self._split(ref, "train", f"{path}.train[{i}]"), True) for i, ref in enumerate(stage.train)
-        ]
+        uses = [(*self._split(ref, "train", f"{path}.train[{i}]"), True) for i, ref in enumerate(stage.train)]
         if isinstance(stage, DistillStage) and not labelled_only:
             for i, ref in enumerate(stage.unlabelled):
-                parts.append(self._dataset(*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
-        return JoinedText(parts)
+                uses.append((*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
+        parts = [self._dataset(*use) for use in uses]
+        return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
     def training_loader(self, dataset: JoinedText, training: Optimization, purpose: str) -> DataLoader[Any]:
-        """Shuffled batches of rows to train on."""
+        """Shuffled batches of rows to train on, augmented anew in every pass where the config says so."""
+        augmented = any(dataset.augmenters)
+        rows: Any = dataset
+        if augmented:
+            rows = AugmentedText(dataset, dataset.augmenters, self.seed("augment", purpose))
         seed = self.seed("batches", purpose)
-        return loader(dataset, training.batch_size, seed=seed, shuffle=True, group_by_length=training.group_by_length)
+        return loader(
+            rows,
+            training.batch_size,
+            seed=seed,
+            shuffle=True,
+            group_by_length=training.group_by_length,
+            numbered=augmented,
+        )
 
     def evaluation_loader(self, use: str) -> DataLoader[Any]:
         """The rows that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
@@ -217,6 +235,16 @@ class Assembly:
             self._rows_numbered += len(self._datasets[key])
         return self._datasets[key]
 
+    def _augmenter(self, name: str, rows: TextDataset) -> Augmenter | None:
+        """What augments rows of some data, tried on the first of them; None where nothing does."""
+        refs = self.config.data[name].augmentations
+        if refs and name not in self._augmenters:
+            methods, where = [self.bind(ref) for ref in refs], f"data.{name}.augmentations"
+            augmenter = Augmenter(methods, self.tokenizer, self.config.tokenizer.max_length, where)
+            augmenter.rehearse(rows)
+            self._augmenters[name] = augmenter
+        return self._augmenters.get(name)
+
     def _training_texts(self) -> Iterable[str]:
         for ref, use, path in self._uses():
             name, split = self._split(ref, use, path)
@@ -249,12 +277,6 @@ class Assembly:
 def model_inputs(batch: Batch) -> Batch:
     """The part of a batch that models take: labels stay with the adaptor, so that unlabelled rows are no NaN."""
     return {key: value for key, value in batch.items() if key not in _NOT_FOR_MODELS}
-
-
-def rows_of(batch: Batch) -> list[int]:
-    """The numbers of a batch's rows, unique in the run."""
-    numbers: list[int] = batch["row"].tolist()
-    return numbers
 
 
 def attempt(problems: list[str], make: Callable[..., Any], *arguments: Any) -> Any:

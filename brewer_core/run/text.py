@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
@@ -130,6 +131,22 @@ class LengthGroupedBatches(Sampler[list[int]]):
         return [row for part in parts for row in sorted(part, key=self.lengths.__getitem__)]
 
 
+class NumberedPasses(Sampler[list[tuple[int, int]]]):
+    """The batches of a sampler; each row stands beside the number of the pass over them, from 0."""
+
+    def __init__(self, batches: LengthGroupedBatches) -> None:
+        self.batches = batches
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = next(self._numbers)
+        for batch in self.batches:
+            yield [(number, row) for row in batch]
+
+
 class Tokenized(Protocol):
     """What a loader needs: a `TextDataset`, or several in one."""
 
@@ -144,14 +161,23 @@ class Tokenized(Protocol):
     def __getitem__(self, index: int) -> Item: ...
 
 
-def loader(dataset: Tokenized, batch_size: int, *, seed: int, shuffle: bool, group_by_length: bool) -> DataLoader[Item]:
-    """Padded batches of a data set, in an order that the seed gives. Nothing is drawn from torch's global generator."""
+def loader(
+    dataset: Tokenized, batch_size: int, *, seed: int, shuffle: bool, group_by_length: bool, numbered: bool = False
+) -> DataLoader[Item]:
+    """Padded batches of a data set, in an order that the seed gives. Nothing is drawn from torch's global generator.
+
+    numbered: ask the data set for (pass, row) in place of the row.
+    """
     orders = torch.Generator().manual_seed(seed)
     batches = LengthGroupedBatches(dataset.lengths, batch_size, orders, shuffle, group_by_length)
     # Every pass over a DataLoader draws a number for its workers: from a generator of its own.
     workers = torch.Generator().manual_seed(seed)
-    rows = cast("Dataset[Item]", dataset)
-    return DataLoader(rows, batch_sampler=batches, collate_fn=collate(dataset.tokenizer), generator=workers)
+    return DataLoader(
+        cast("Dataset[Item]", dataset),
+        batch_sampler=NumberedPasses(batches) if numbered else batches,
+        collate_fn=collate(dataset.tokenizer),
+        generator=workers,
+    )
 
 
 def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
