@@ -12,7 +12,9 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
+from brewer_core.cli.migrating import migrate
 from brewer_core.cli.running import run
 from brewer_core.errors import BrewerError
 
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("list-plugins")(list_plugins)
+app.command("inspect")(inspect)
+app.command("migrate")(migrate)
 
 
 def main() -> None:
