@@ -32,7 +32,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 
 def run_tests(session: nox.Session) -> None:
     """Install everything that the tests use, and run pytest with the session's arguments."""
-    install(session, ".[hf]", "./plugins/brewer-loss-pkd", *group("test"))
+    install(session, ".[hf]", "./plugins/brewer-loss-pkd", "./plugins/brewer-strategy-emd", *group("test"))
     session.run("pytest", *session.posargs, env=QUIET)
 
 

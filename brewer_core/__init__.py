@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from brewer_core.distillers import GeneralDistiller as GeneralDistiller
     from brewer_core.distillers import MultiTaskDistiller as MultiTaskDistiller
     from brewer_core.distillers import MultiTeacherDistiller as MultiTeacherDistiller
+    from brewer_core.errors import AdaptorError as AdaptorError
     from brewer_core.errors import BrewerError as BrewerError
     from brewer_core.errors import ConfigError as ConfigError
     from brewer_core.errors import DataError as DataError
@@ -69,7 +70,15 @@ _HOMES = {
         "MultiTaskDistiller",
         "MultiTeacherDistiller",
     ),
-    "errors": ("BrewerError", "ConfigError", "DataError", "MissingExtraError", "RequestError", "ShapeError"),
+    "errors": (
+        "AdaptorError",
+        "BrewerError",
+        "ConfigError",
+        "DataError",
+        "MissingExtraError",
+        "RequestError",
+        "ShapeError",
+    ),
     "features": ("Counts", "Feature", "Features"),
     "hookspecs": ("hookimpl",),
     "plugins": ("default_registry",),

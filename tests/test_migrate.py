@@ -965,3 +965,10 @@ def test_a_training_config_alone_leaves_the_distillation_open(tmp_path: Path) ->
     assert dict(made.to_replace)["stages[0].distillation"] == "the settings of DistillationConfig"
     with pytest.raises(RequestError):
         parse_run_config(made.document, "run.json")
+
+
+def test_a_number_of_epochs_that_is_a_float_becomes_the_whole_number_that_textbrewer_takes(tmp_path: Path) -> None:
+    script(tmp_path, distiller("train(o, l, num_epochs=3.0)"))
+    assert brewer("migrate", tmp_path / "old.py", "--output", tmp_path / "run.json") == 0
+    written = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert written["stages"][-1]["training"]["epochs"] == 3
