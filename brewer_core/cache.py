@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brewer_core.batches import row_keys, side, valid_tokens
+from brewer_core.batches import row_keys, side, teacher_cache, valid_tokens
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Feature, Features
 from brewer_core.protocols import Batch, Teacher
@@ -55,6 +55,8 @@ class RememberingTeacher:
                 f"is_caching_logits keeps the teacher's logits alone, but this run also reads {', '.join(sorted(needs - REMEMBERED))}; "
                 "set is_caching_logits to false, or drop the intermediate matches."
             )
+        if teacher_cache(batch) is not None:
+            return self.teacher.features(batch, needs)
         own = side(batch, "teacher")
         keys, valid = row_keys(own), valid_tokens(own)
         known = [self._rows[key] for key in keys if key in self._rows]
@@ -84,33 +86,36 @@ def _head(logits: Tensor, mask: Tensor | None, valid: Tensor | None) -> Iterator
         yield from (_Row(row.clone()) for row in logits)
         return
     marks = None if mask is None else mask.bool().cpu()
-    if valid is None or marks is None or marks.shape != valid.shape or bool((marks & ~valid).any()):
-        padded_to = None if valid is None else valid.shape[1]
-        for i, row in enumerate(logits):
-            yield _Row(row.clone(), None if marks is None else marks[i].clone(), padded_to)
-        return
+    padded_to = None if valid is None else valid.shape[1]
     for i, row in enumerate(logits):
-        yield _Row(row[valid[i]], marks[i][valid[i]])
+        if marks is None:
+            yield _Row(row.clone(), None, padded_to)
+        elif valid is None or marks.shape != valid.shape or bool((marks[i] & ~valid[i]).any()):
+            yield _Row(row.clone(), marks[i].clone(), padded_to)
+        else:
+            yield _Row(row[valid[i]], marks[i][valid[i]])
 
 
 def _batch(rows: Sequence[tuple[_Row, ...]], valid: Tensor | None) -> Iterator[tuple[str, tuple[Tensor, ...], str]]:
     """The features of a batch from what is kept of its rows; where a row was padded anew, its logits are 0."""
     heads = list(zip(*rows, strict=True))
-    logits = tuple(_stacked([row.logits for row in head], valid, head[0]) for head in heads)
+    logits = tuple(torch.stack([_placed(row.logits, row, i, valid) for i, row in enumerate(head)]) for head in heads)
     yield "logits", logits, "B C" if logits[0].dim() == 2 else "B L V"
-    masks = [
-        _stacked([row.mask for row in head if row.mask is not None], valid, head[0])
-        for head in heads
-        if head[0].mask is not None
-    ]
-    if masks:
-        yield "logits_mask", tuple(masks), "B L"
+    masks = [_mask(head, valid) for head in heads]
+    known = [mask for mask in masks if mask is not None]
+    if known:  # logits of rows have no mask, which would shift those of the heads after them
+        yield "logits_mask", tuple(known[0] if mask is None else mask for mask in masks), "B L"
 
 
-def _stacked(rows: Sequence[Tensor], valid: Tensor | None, like: _Row) -> Tensor:
-    """[B, ...]: the rows in one tensor, their tokens in the places of the valid ones where they hold no padding."""
-    if valid is None or like.logits.dim() == 1 or like.padded_to is not None:
-        return torch.stack(list(rows))
-    whole = rows[0].new_zeros(*valid.shape, *rows[0].shape[1:])
-    whole[valid] = torch.cat(list(rows))
+def _mask(head: Sequence[_Row], valid: Tensor | None) -> Tensor | None:
+    placed = [_placed(row.mask, row, i, valid) for i, row in enumerate(head) if row.mask is not None]
+    return torch.stack(placed) if placed else None
+
+
+def _placed(tensor: Tensor, row: _Row, i: int, valid: Tensor | None) -> Tensor:
+    """What is kept of the i-th row, [L, ...], with its tokens in the places of the valid ones."""
+    if valid is None or row.logits.dim() == 1 or row.padded_to is not None:
+        return tensor
+    whole = tensor.new_zeros(valid.shape[1], *tensor.shape[1:])
+    whole[valid[i]] = tensor
     return whole

@@ -6,6 +6,7 @@ A feature of the name `module:PATH` is what the submodule at the dotted PATH ret
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,22 +50,22 @@ class Capture:
     def _tensors(self, name: str, output: Any) -> Any:
         if output is _NOTHING:
             raise RequestError(
-                f"the {self._owner}'s module {_path(name)!r} did not run in the forward pass, so it has no output to match."
+                f"the {self._owner}'s module {_path(name)!r} did not run in the forward pass, so it has no output to match; name "
+                "one that does."
             )
         part = _matched(name)["part"]
         if part is not None:
             output = self._part(name, output, part)
-        if isinstance(output, (list, tuple)) and not isinstance(output, Mapping):
-            output = [tensor for tensor in output if tensor is not None]
         import torch
 
         if isinstance(output, torch.Tensor):
             return output
-        if isinstance(output, list) and output and all(isinstance(tensor, torch.Tensor) for tensor in output):
-            return output
+        tensors = [each for each in output if each is not None] if isinstance(output, (list, tuple)) else []
+        if tensors and all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+            return tensors
         raise RequestError(
             f"the {self._owner}'s module {_path(name)!r} returned {_shown(output)}; name one tensor of it, as in "
-            f"{_path(name) + '[0]'!r}."
+            f"{f'{_path(name)}[{_first_key(output)}]'!r}."
         )
 
     def _part(self, name: str, output: Any, part: str) -> Any:
@@ -99,7 +100,8 @@ def submodule(model: nn.Module, name: str, owner: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         known = [inner for inner, _ in model.named_modules() if inner]
-        raise RequestError(f"the {owner} has no module {path!r}{did_you_mean(path, known[:12])}.") from error
+        shown = difflib.get_close_matches(path, known) or known[:12]  # a large model has hundreds
+        raise RequestError(f"the {owner} has no module {path!r}{did_you_mean(path, shown)}.") from error
 
 
 def _matched(name: str) -> re.Match[str]:
@@ -113,6 +115,10 @@ def _matched(name: str) -> re.Match[str]:
 
 def _path(name: str) -> str:
     return name.removeprefix(PREFIX)
+
+
+def _first_key(output: Any) -> Any:
+    return next(iter(output), 0) if isinstance(output, Mapping) else 0
 
 
 def _shown(output: Any) -> str:

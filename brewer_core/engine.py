@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from brewer_core.batches import move_to_device, rows, side
 from brewer_core.checkpoints import Checkpoints
-from brewer_core.errors import DataError, NonFiniteError, RequestError
+from brewer_core.errors import DataError, NonFiniteError, RequestError, did_you_mean
 from brewer_core.features import Counts
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
@@ -377,7 +377,12 @@ class _Shares(dict[str, float]):
 
 
 def steps_per_epoch(loader: Any, accumulation: int) -> int:
-    """Optimizer steps in one pass over a loader. Raises RequestError where the loader has no length, or is empty."""
+    """Optimizer steps in one pass over a loader.
+
+    Raises RequestError where it has no length, or there are several loaders, and DataError where it is empty.
+    """
+    if isinstance(loader, Mapping):
+        raise RequestError("several loaders have no epochs in common; give a number of steps.")
     try:
         batches = len(loader)
     except TypeError as error:
@@ -395,10 +400,20 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> 
     groups = learner.objective.parameter_groups()
     if learner.parts is not None:
         groups.append({"params": list(learner.parts.parameters())})
+    _check_settings(optimizer, groups)
     for group in groups:
         new = [p for p in group["params"] if id(p) not in held]
         if new:
             optimizer.add_param_group({**group, "params": new})
+
+
+def _check_settings(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    known = {key for group in (optimizer.defaults, *optimizer.param_groups) for key in group}
+    for key in [key for group in groups for key in group if key not in known]:
+        raise RequestError(
+            f"the settings of a projection's parameter group: {type(optimizer).__name__} has no setting "
+            f"{key!r}{did_you_mean(key, sorted(known - {'params'}))}."
+        )
 
 
 def check_parameters(optimizer: torch.optim.Optimizer, learner: nn.Module) -> None:

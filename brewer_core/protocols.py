@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Protocol, TypeAlias, runtime_checkable
 
 from brewer_core.features import Counts, Features
 
@@ -177,6 +177,9 @@ class Strategy:
 
     A strategy never calls backward, touches an optimizer, saves or logs.
     """
+
+    several_tasks: ClassVar[bool] = False
+    """Whether `batches` takes a mapping from task to loader."""
 
     def needs(self, objective: Objective) -> Needs:
         """The features that are read of student and teachers; asked before any forward pass."""

@@ -67,7 +67,14 @@ class LiveTeacher:
                 f"the batch brings the teacher's outputs along as `teacher_cache`, but this run also reads its module {inside[0]!r}; "
                 "leave out `teacher_cache`, or the custom match."
             )
-        return outputs if self.position is None else outputs[self.position]
+        if self.position is None:
+            return outputs
+        if not isinstance(outputs, tuple) or len(outputs) <= self.position:
+            raise RequestError(
+                f"the batch's `teacher_cache` has nothing for the teacher at position {self.position}; it must be a list of the "
+                "outputs of all teachers, in their order."
+            )
+        return outputs[self.position]
 
 
 @contextmanager

@@ -14,22 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from brewer_builtins import kd_losses, match_losses, temperature_schedulers
 from brewer_core import (
-    ADAPTOR_KEYS,
-    FEATURES,
-    KD_LOSS_MAP,
-    MATCH_LOSS_MAP,
-    PROJ_MAP,
-    TEMPERATURE_SCHEDULER,
-    WEIGHT_SCHEDULER,
     BasicDistiller,
     BasicTrainer,
     DistillationConfig,
     GeneralDistiller,
     TrainingConfig,
     default_registry,
-    register_new,
 )
 from brewer_core.errors import AdaptorError, BrewerError, DataError, ReadOnlyError, RequestError
 from fakes import plugin
@@ -395,12 +386,12 @@ def test_a_setting_without_effect_warns_once(door: str, settings: dict[str, Any]
 
 
 @pytest.mark.parametrize("door", DOORS[1:])
-def test_is_caching_logits_warns_that_it_is_ignored_and_stays_in_the_config(door: str, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="is_caching_logits") as caught:
-        distiller = made(door, training(tmp_path), is_caching_logits=True)
-    assert [str(warning.message) for warning in caught] == [
-        "is_caching_logits is ignored: the teacher answers for every batch anew."
-    ]
+def test_is_caching_logits_has_an_effect_and_stays_in_the_config(door: str, tmp_path: Path) -> None:
+    distiller = made(door, training(tmp_path), is_caching_logits=True)
+    asked = []
+    distiller.model_T.register_forward_pre_hook(lambda *_: asked.append(1))
+    distiller.train(sgd(distiller), batches(table(), [8] * 2), 3)
+    assert len(asked) == 2
     assert distiller.d_config.is_caching_logits is True
 
 
@@ -442,16 +433,17 @@ def test_the_basic_distiller_warns_that_it_leaves_out_matches(tmp_path: Path) ->
     assert len(optimizer.param_groups) == 1
 
 
-def test_custom_matches_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    teacher, student = models()
-    adapt = adaptor(*NAMES)
-    build = [training(tmp_path), DistillationConfig(), teacher, student, adapt, adapt]
-    assert message(RequestError, lambda: GeneralDistiller(*build, [object()])) == (
-        "custom_matches are not read by this version; have the adaptors return the modules' outputs under a name of your "
-        "own, and match them with intermediate_matches and that name as `feature`."
-    )
-    GeneralDistiller(*build, [])
-    GeneralDistiller(*build, custom_matches=None)
+@pytest.mark.parametrize("none", [None, [], ()])
+def test_no_custom_matches_are_no_terms(none: Any, tmp_path: Path) -> None:
+    def student(*matches: Any) -> dict[str, Tensor]:
+        teacher, own = models()
+        adapt = adaptor(*NAMES)
+        distiller = GeneralDistiller(training(tmp_path), DistillationConfig(), teacher, own, adapt, adapt, *matches)
+        torch.manual_seed(0)
+        distiller.train(sgd(distiller), batches(table(), [8]), 2)
+        return weights(own)
+
+    assert_same(student(none), student())
 
 
 def test_a_registry_of_ones_own_is_looked_up(tmp_path: Path) -> None:
@@ -489,113 +481,6 @@ def test_a_seeded_training_with_a_shuffling_loader_repeats_itself(tmp_path: Path
         return weights(distiller.model_S)
 
     assert_same(trained(), trained())
-
-
-# Presets
-
-
-def logits(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_presets_are_called_like_textbrewers() -> None:
-    student, teacher = logits(1, 4, 5), logits(2, 4, 5)
-    torch.testing.assert_close(KD_LOSS_MAP["ce"](student, teacher, 3), kd_losses.ce(student, teacher, 3))
-    torch.testing.assert_close(KD_LOSS_MAP["mse"](student, teacher), kd_losses.mse(student, teacher))
-    hidden, mask = [logits(seed, 2, 3, 4) for seed in (3, 4)], torch.tensor([[1, 1, 0], [1, 0, 0]])
-    expected = match_losses.hidden_mse(*hidden, mask)
-    torch.testing.assert_close(MATCH_LOSS_MAP["hidden_mse"](*hidden, mask=mask), expected)
-    assert [tuple(p.shape) for p in PROJ_MAP["linear"](8, 16).parameters()] == [(16, 8), (16,)]
-    assert isinstance(PROJ_MAP["tanh"](8, 16)[1], nn.Tanh)
-    assert (WEIGHT_SCHEDULER["linear_decay"](0.25), WEIGHT_SCHEDULER["linear_growth"](0.25)) == (0.75, 0.25)
-    assert TEMPERATURE_SCHEDULER["constant"](student, teacher, 4) == 4
-
-
-def test_temperature_schedulers_with_values_come_in_every_form_of_textbrewers() -> None:
-    student, teacher = logits(1, 4, 5), logits(2, 4, 5)
-    expected = temperature_schedulers.flsw(student, teacher, 4, beta=1, gamma=2)
-    for made_ready in (
-        TEMPERATURE_SCHEDULER["flsw"](1, 2),
-        TEMPERATURE_SCHEDULER["flsw"](1, gamma=2),
-        TEMPERATURE_SCHEDULER[["flsw", 1, 2]],
-        TEMPERATURE_SCHEDULER[("flsw", 1, 2, 1e-4)],
-        TEMPERATURE_SCHEDULER[["flsw", {"beta": 1, "gamma": 2}]],
-    ):
-        torch.testing.assert_close(made_ready(student, teacher, 4), expected)
-    expected = temperature_schedulers.cwsm(student, teacher, 4, beta=3)
-    torch.testing.assert_close(TEMPERATURE_SCHEDULER["cwsm"](3)(student, teacher, 4), expected)
-    torch.testing.assert_close(TEMPERATURE_SCHEDULER[["cwsm", 3]](student, teacher, 4), expected)
-
-
-def test_presets_are_mappings_of_what_is_registered() -> None:
-    assert set(KD_LOSS_MAP) >= {"ce", "mse"}
-    assert len(KD_LOSS_MAP) == len(list(KD_LOSS_MAP)) == len(default_registry().names("kd_loss"))
-    assert "ce" in KD_LOSS_MAP
-    assert "sse" not in KD_LOSS_MAP
-    assert ["flsw", 1, 2] in TEMPERATURE_SCHEDULER
-    assert ["warm", 1] not in TEMPERATURE_SCHEDULER
-    assert KD_LOSS_MAP.get("sse") is None
-    assert repr(KD_LOSS_MAP) == f"KD_LOSS_MAP({', '.join(default_registry().names('kd_loss'))})"
-    assert set(FEATURES) == {"hidden", "attention"}
-    assert set(ADAPTOR_KEYS) == {"logits", "logits_mask", "losses", "inputs_mask", "labels", "hidden", "attention"}
-
-
-def test_an_unknown_name_in_a_preset_is_a_key_error_with_close_names() -> None:
-    with pytest.raises(KeyError) as caught:
-        MATCH_LOSS_MAP["hiden_mse"]
-    assert str(caught.value).startswith("no match loss is called 'hiden_mse'; did you mean 'hidden_mse'")
-
-
-PRESETS = {
-    "KD_LOSS_MAP": (KD_LOSS_MAP, "brewer_kd_losses"),
-    "MATCH_LOSS_MAP": (MATCH_LOSS_MAP, "brewer_match_losses"),
-    "PROJ_MAP": (PROJ_MAP, "brewer_projections"),
-    "WEIGHT_SCHEDULER": (WEIGHT_SCHEDULER, "brewer_weight_schedulers"),
-    "TEMPERATURE_SCHEDULER": (TEMPERATURE_SCHEDULER, "brewer_temperature_schedulers"),
-}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_writing_to_a_preset_is_answered_with_how_to_register(name: str) -> None:
-    preset, hook = PRESETS[name]
-
-    def write() -> None:
-        preset["mine"] = lambda student, teacher: None
-
-    assert message(ReadOnlyError, write) == (
-        f"{name}['mine'] = ...: components are not written into presets; pass the callable in the config, or make it a "
-        f"plugin: @hookimpl def {hook}(): return {{'mine': ...}}, and use registry=default_registry().with_plugin(module) or "
-        "an entry point in the group `brewer`."
-    )
-    assert "mine" not in preset
-
-
-def test_deleting_from_a_preset_is_refused() -> None:
-    def delete() -> None:
-        del KD_LOSS_MAP["ce"]
-
-    assert message(ReadOnlyError, delete) == (
-        "KD_LOSS_MAP is a read-only view; disable the plugin that provides 'ce' with BREWER_DISABLE_PLUGINS."
-    )
-
-
-@pytest.mark.parametrize(
-    ("map_name", "hook"),
-    [
-        ("kd_loss", "brewer_kd_losses"),
-        ("match_Loss", "brewer_match_losses"),
-        ("match_loss", "brewer_match_losses"),
-        ("projection", "brewer_projections"),
-        ("weight_scheduler", "brewer_weight_schedulers"),
-        ("temperature_scheduler", "brewer_temperature_schedulers"),
-    ],
-)
-def test_register_new_is_answered_with_how_to_register(map_name: str, hook: str) -> None:
-    assert message(ReadOnlyError, lambda: register_new(map_name, "mine", lambda a, b: a)) == (
-        f"register_new('{map_name}', 'mine', ...): components are not written into presets; pass the callable in the config, "
-        f"or make it a plugin: @hookimpl def {hook}(): return {{'mine': ...}}, and use "
-        "registry=default_registry().with_plugin(module) or an entry point in the group `brewer`."
-    )
 
 
 def test_no_warning_comes_of_a_plain_training(tmp_path: Path) -> None:

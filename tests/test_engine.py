@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from brewer_builtins.adaptors import TextClassification
 from brewer_builtins.strategies import General, Supervised
 from brewer_core import DistillationConfig, Features, default_registry
+from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import AdaptorError, BrewerError, DataError, NonFiniteError, RequestError
@@ -26,7 +27,7 @@ from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import Step
-from brewer_core.teachers import LiveTeacher, RememberingTeacher
+from brewer_core.teachers import LiveTeacher
 from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 
 CPU = torch.device("cpu")
@@ -208,9 +209,49 @@ def test_a_generator_that_is_spent_is_not_waited_for() -> None:
     generator = (batch for batch in batches(table(), [8] * 5))
     trained = by_labels(accumulation=2)
     assert message(DataError, lambda: trained.train(generator, Duration(steps=4))) == (
-        "the loader can be iterated only once, and is spent after 2 of 4 optimizer steps; pass a DataLoader or a list, or "
-        "ask for fewer steps."
+        "the loader can be iterated only once, and is spent after 5 batches; pass a DataLoader or a list, or ask for fewer "
+        "steps. 2 of 4 optimizer steps are done and saved."
     )
+
+
+def test_what_a_spent_generator_taught_is_saved_without_the_step_that_it_cut_short(tmp_path: Path) -> None:
+    loader, recorder = batches(table(), [8] * 5), Recorder()
+    made, expected = learner(CountingAdaptor("losses")), by_labels(accumulation=2)
+    expected.train(loader, Duration(steps=2))
+    trained = Engine(
+        made,
+        torch.optim.SGD(made.student.parameters(), lr=0.1),
+        device=CPU,
+        settings=Settings(accumulation=2),
+        listeners=[recorder],
+        checkpoints=Checkpoints(tmp_path),
+    )
+    with pytest.raises(DataError):
+        trained.train(iter(loader), Duration(steps=4))
+    assert_same(student_of(trained), student_of(expected))
+    saved = Checkpoints(tmp_path).load(2)
+    assert saved["step"] == 2
+    assert_same(saved["learner"], weights(made))
+    assert recorder.heard == [
+        ("begin", 4),
+        ("stepped", 1),
+        ("stepped", 2),
+        ("logged", 2),
+        ("checkpoint", 2),
+        "end",
+    ]
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_what_was_saved_when_the_generator_was_spent_is_not_saved_again() -> None:
+    recorder, made = Recorder(), learner(adaptor("losses"))
+    settings = Settings(checkpoint_due=lambda step, epoch: step == 2, log_every_steps=1)
+    optimizer = torch.optim.SGD(made.student.parameters(), lr=0.1)
+    trained = Engine(made, optimizer, device=CPU, settings=settings, listeners=[recorder])
+    with pytest.raises(DataError):
+        trained.train(iter(batches(table(), [8] * 2)), Duration(steps=3))
+    assert recorder.heard.count(("checkpoint", 2)) == 1
+    assert recorder.heard[-2:] == [("checkpoint", 2), "end"]
 
 
 def test_a_generator_that_is_long_enough_trains() -> None:
@@ -242,7 +283,8 @@ def test_a_loader_whose_length_is_wrong_is_named(said: int, fewer_or_more: str) 
     loader = Lying(batches(table(), [8] * 3))
     loader.said = said
     assert message(DataError, lambda: by_labels().train(loader, Duration(epochs=2))) == (
-        f"the loader says that it has {said} batches and yielded {fewer_or_more}; its __len__ must be right, or give num_steps."
+        f"the loader says that it has {said} batches and yielded {fewer_or_more}; its __len__ must be right, or give num_steps. "
+        f"{min(said, 3)} of {2 * said} optimizer steps are done and saved."
     )
 
 
@@ -677,24 +719,18 @@ def test_the_engine_draws_nothing_from_torchs_global_generator(tmp_path: Path) -
 class Asked:
     """A teacher that counts how often it is asked about a row; its answer for row 7 is [7, 14]."""
 
-    def __init__(self, *more: str) -> None:
+    def __init__(self) -> None:
         self.times: dict[int, int] = {}
-        self.more = more
 
     def features(self, batch: Any, needs: frozenset[str]) -> Features:
         for row in batch["rows"].tolist():
             self.times[row] = self.times.get(row, 0) + 1
-        logits = torch.stack([batch["rows"], 2 * batch["rows"]], dim=1).float()
-        return Features.of({"logits": [logits, logits] if self.more else logits})
-
-
-def remembering(asked: Asked) -> RememberingTeacher:
-    return RememberingTeacher(asked, lambda batch: batch["rows"].tolist())
+        return Features.of({"logits": torch.stack([batch["rows"], 2 * batch["rows"]], dim=1).float()})
 
 
 def test_a_remembering_teacher_asks_once_a_row_whatever_order_and_batches() -> None:
     asked, g = Asked(), torch.Generator().manual_seed(0)
-    taught = remembering(asked)
+    taught = RememberingTeacher(asked)
     for size in (4, 5, 20, 3):
         for rows in torch.randperm(20, generator=g).split(size):
             answer = taught.features({"rows": rows}, frozenset({"logits"}))
@@ -706,16 +742,9 @@ def test_a_remembering_teacher_asks_once_a_row_whatever_order_and_batches() -> N
 
 def test_a_remembering_teacher_refuses_a_run_that_reads_more_than_logits() -> None:
     needs = frozenset({"logits", "inputs_mask", "losses", "labels", "hidden", "attention"})
-    assert message(RequestError, lambda: remembering(Asked()).features({"rows": torch.arange(2)}, needs)) == (
+    assert message(RequestError, lambda: RememberingTeacher(Asked()).features({"rows": torch.arange(2)}, needs)) == (
         "is_caching_logits keeps the teacher's logits alone, but this run also reads attention, hidden; set "
         "is_caching_logits to false, or drop the intermediate matches."
-    )
-
-
-def test_a_remembering_teacher_refuses_several_heads() -> None:
-    taught = remembering(Asked("a second head"))
-    assert message(AdaptorError, lambda: taught.features({"rows": torch.arange(2)}, frozenset({"logits"}))) == (
-        "is_caching_logits needs one tensor of logits of shape [B, C], not [(2, 2), (2, 2)]; set it to false."
     )
 
 

@@ -19,7 +19,7 @@ from brewer_core.errors import AdaptorError, BrewerError, ConfigError, RequestEr
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.objective import Objective, Weight, probability_shift
-from brewer_core.protocols import Step
+from brewer_core.protocols import Needs, Step
 from brewer_core.registry import Registry
 from brewer_core.teachers import LiveTeacher
 from fakes import plugin
@@ -190,10 +190,24 @@ def test_weights_of_matches_are_those_of_the_config() -> None:
 
 
 def test_an_objective_needs_what_its_terms_read() -> None:
-    shared = {"losses", "labels", "inputs_mask"}
-    assert objective().needs() == shared | {"logits", "logits_mask"}
-    assert objective(intermediate_matches=[HIDDEN]).needs() == shared | {"logits", "logits_mask", "hidden"}
-    assert Objective(None).needs() == shared
+    shared = frozenset({"losses", "labels", "inputs_mask"})
+    logits = shared | {"logits", "logits_mask"}
+    assert objective().needs() == Needs(student=logits, every_teacher=logits)
+    assert Objective(None).needs() == Needs(student=shared, every_teacher=shared)
+    every = objective(intermediate_matches=[HIDDEN]).needs()
+    assert every == Needs(student=logits | {"hidden"}, every_teacher=logits | {"hidden"})
+
+
+def test_a_match_that_names_its_teacher_needs_nothing_of_the_others() -> None:
+    teachers = {"first": ModelInfo("first"), "second": ModelInfo("second")}
+    matches = [{**HIDDEN, "teacher": "second"}, {**HIDDEN, "feature": "attention", "teacher": 0}]
+    config = DistillationConfig(intermediate_matches=matches)
+    needs = Objective.from_config(config, default_registry(), ModelInfo("student"), teachers).needs()
+    shared = {"losses", "labels", "inputs_mask", "logits", "logits_mask"}
+    assert needs.student == shared | {"hidden", "attention"}
+    assert needs.every_teacher == shared
+    assert needs.teacher("first") == shared | {"attention"}
+    assert needs.teacher("second") == shared | {"hidden"}
 
 
 def test_items_follow_what_a_loss_declares() -> None:
@@ -293,6 +307,17 @@ def test_a_kd_loss_that_names_mask_gets_none_for_logits_of_rows() -> None:
     loss, seen = seeing("mask")
     objective(kd_loss_type=loss).kd_terms(*logits(B, V, logits_mask=torch.ones(B, L)), START)
     assert seen.named == {"mask": None}
+
+
+def test_a_kd_loss_that_names_mask_sees_the_teachers_valid_positions_in_the_students_places() -> None:
+    loss, seen = seeing("mask")
+    mask, other = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]), torch.tensor([[0, 1, 1], [1, 1, 0]])
+    student, taught = random(B, L, V, seed=1), random(B, 3, V, seed=2)
+    objective(kd_loss_type=loss).kd_terms(
+        features(logits=student, logits_mask=mask), features(logits=taught, logits_mask=other), START
+    )
+    assert torch.equal(seen.positional[1][mask.bool()], taught[other.bool()])
+    assert seen.positional[1].shape == student.shape
 
 
 def test_a_kd_loss_sees_the_labels_of_valid_positions() -> None:
@@ -463,7 +488,7 @@ def test_a_layer_out_of_range_is_refused() -> None:
 
 
 def test_layers_out_of_range_are_all_told_when_the_models_are_known() -> None:
-    known = ModelInfo("student", {"hidden": (4, 4)}), ModelInfo("teacher", {"hidden": (6, 6, 6)})
+    known = ModelInfo("student", {"hidden": (4, 4)}), {"teacher": ModelInfo("teacher", {"hidden": (6, 6, 6)})}
     config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layer_T": 3, "layer_S": 2}])
     assert message(ConfigError, lambda: Objective.from_config(config, default_registry(), *known)) == (
         "DistillationConfig: 2 problems\n"
@@ -520,7 +545,7 @@ def test_every_name_that_does_not_exist_is_told_at_once() -> None:
 
 
 def test_a_projection_reads_its_widths_from_the_models() -> None:
-    known = ModelInfo("student", {"hidden": (4, 4)}), ModelInfo("teacher", {"hidden": (6, 8, 6)})
+    known = ModelInfo("student", {"hidden": (4, 4)}), {"teacher": ModelInfo("teacher", {"hidden": (6, 8, 6)})}
     config = DistillationConfig(intermediate_matches=[{**HIDDEN, "proj": "linear"}])
     terms = Objective.from_config(config, default_registry(), *known)
     assert [tuple(parameter.shape) for parameter in terms.parameters()] == [(8, 4), (8,)]
@@ -619,7 +644,7 @@ def test_losses_with_a_state_are_built_for_each_term_found_by_the_optimizer_and_
     registry = default_registry().with_plugin(
         plugin(brewer_kd_losses={"scaled": Scaled}, brewer_match_losses={"bilinear": Bilinear})
     )
-    known = ModelInfo("student", {"hidden": (4, 4)}), ModelInfo("teacher", {"hidden": (6, 6, 6)})
+    known = ModelInfo("student", {"hidden": (4, 4)}), {"teacher": ModelInfo("teacher", {"hidden": (6, 6, 6)})}
     bilinear = {**HIDDEN, "loss": "bilinear"}
     config = DistillationConfig(
         kd_loss_type={"name": "scaled", "start": 3.0},

@@ -17,7 +17,7 @@ from brewer_core.errors import RequestError
 from brewer_core.objective import Builder, MatchTerm, Source
 
 _LOSS: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("match_loss", callables=True)])
-_PROJECTION: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("projection")])
+_PROJECTION: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("projection", callables=True)])
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def custom_terms(
         for i, match in enumerate(matches):
             path = f"custom_matches[{i}]"
             try:
-                whole = CustomMatch.from_dict(match) if isinstance(match, Mapping) else match
+                whole = _whole(match)
                 term = _term(build, path, whole, student, teacher)
             except RequestError as error:
                 build.problems.append(f"{path}: {str(error).rstrip('.')}")
@@ -77,17 +77,25 @@ def custom_terms(
     return make
 
 
+def _whole(match: Any) -> CustomMatch:
+    if isinstance(match, Mapping):
+        return CustomMatch.from_dict(match)
+    if not isinstance(match, CustomMatch):
+        raise RequestError(f"expected a CustomMatch or a dict of its fields, not {match!r}.")
+    return match
+
+
 def _term(build: Builder, path: str, match: CustomMatch, student: nn.Module, teacher: nn.Module) -> MatchTerm | None:
     if isinstance(match.weight, bool) or not isinstance(match.weight, (int, float)) or not math.isfinite(match.weight):
         raise RequestError(f"weight must be a number, not {match.weight!r}.")
     names = (_name(match.module_S, student, "student"), _name(match.module_T, teacher, "teacher"))
-    projection, group = _projection(build, f"{path}.proj_func", match)
+    projection, width, group = _projection(build, f"{path}.proj_func", match)
     loss = build.method(f"{path}.loss", _ref(_LOSS, match.loss, "loss"))
     if loss is None:
         return None
     name = "_".join(["custom", loss.component.name, *names])
     sources = (Source(PREFIX + names[0]), Source(PREFIX + names[1]))
-    return MatchTerm(path, name, sources, loss, projection, group=group)
+    return MatchTerm(path, name, sources, loss, projection, width=width, group=group)
 
 
 def _name(module: nn.Module | str, model: nn.Module, owner: str) -> str:
@@ -104,19 +112,28 @@ def _name(module: nn.Module | str, model: nn.Module, owner: str) -> str:
     )
 
 
-def _projection(build: Builder, path: str, match: CustomMatch) -> tuple[Any, dict[str, Any]]:
-    """The projection, and the settings of its parameter group."""
-    given, group = match.proj_func, dict(match.proj_group or {})
+def _projection(build: Builder, path: str, match: CustomMatch) -> tuple[Any, int | None, dict[str, Any]]:
+    """The projection, the width that it takes where that is known, and the settings of its parameter group."""
+    given, group = match.proj_func, _settings("proj_group", match.proj_group)
     if isinstance(given, (str, Mapping)):
-        return build.projection(path, _ref(_PROJECTION, given, "proj_func"), (None, None)), group
+        return build.projection(path, _ref(_PROJECTION, given, "proj_func"), (None, None)), None, group
     if isinstance(given, (list, tuple)):
         if len(given) not in (3, 4) or not all(isinstance(width, int) for width in given[1:3]):
             raise RequestError(f'proj_func: expected ["linear", student_dim, teacher_dim], not {list(given)!r}.')
-        own = dict(given[3]) if len(given) == 4 else {}
-        return build.projection(path, _ref(_PROJECTION, given[0], "proj_func"), (given[1], given[2])), {**own, **group}
-    if given is not None and not callable(given):
-        raise RequestError(f"proj_func: a {type(given).__name__} is no projection; give a module or another callable.")
-    return given, group
+        name, dim_in, dim_out, *own = given
+        made = build.projection(path, _ref(_PROJECTION, name, "proj_func"), (dim_in, dim_out))
+        return made, dim_in, {**_settings("proj_func", *own), **group}
+    if isinstance(given, type) or (given is not None and not callable(given)):
+        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise RequestError(f"proj_func: {what} is no projection; give a module or a function of the student's output.")
+    return given, None, group
+
+
+def _settings(key: str, given: Any = None) -> dict[str, Any]:
+    """Settings of a parameter group. Raises RequestError where they are no mapping."""
+    if given is not None and not isinstance(given, Mapping):
+        raise RequestError(f'{key}: expected settings of the optimizer such as {{"lr": 0.001}}, not {given!r}.')
+    return dict(given or {})
 
 
 def _ref(adapter: TypeAdapter[ComponentRef], value: Any, key: str) -> ComponentRef:

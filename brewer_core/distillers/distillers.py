@@ -17,11 +17,26 @@ from brewer_core.distillers.modes import Modes
 from brewer_core.errors import RequestError
 from brewer_core.objective import Builder, MatchTerm, Objective
 from brewer_core.plugins import default_registry
-from brewer_core.protocols import Strategy
+from brewer_core.protocols import ModelInfo, Strategy
 from brewer_core.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_TEXTBREWERS_INTERNALS = (
+    "train_on_batch",
+    "compute_loss",
+    "initialize_training",
+    "train_with_num_steps",
+    "train_with_num_epochs",
+    "save_and_callback",
+    "write_loss",
+    "cache_logits",
+    "add_match",
+    "add_match_by_module",
+)
+"""Methods of TextBrewer's distillers that its users overrode."""
 
 
 class Trains(ABC):
@@ -29,6 +44,16 @@ class Trains(ABC):
 
     _door: Door
     _modes: Modes
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises RequestError where a subclass overrides what TextBrewer's loop called: nothing here would call it."""
+        super().__init_subclass__(**kwargs)
+        overridden = [name for name in _TEXTBREWERS_INTERNALS if name in vars(cls)]
+        if overridden:
+            raise RequestError(
+                f"{cls.__name__}.{overridden[0]} would never be called: distillers have no loop of their own. Write a "
+                "brewer_core.Strategy with its `terms`, and pass it as strategy=..., or use a loss of your own in the config."
+            )
 
     @abstractmethod
     def _lesson(self) -> Lesson:
@@ -140,8 +165,7 @@ class BasicDistiller(Trains):
         self.adaptor_S = adaptor_S
         self._door = Door(train_config, registry or default_registry())
         self._modes = Modes()
-        self._teachers = self._taught_by()
-        infos = {teacher.name: teacher.info for teacher in self._teachers}
+        infos = self._infos()
         self._objective = Objective.from_config(
             self._terms(distill_config), self._door.registry, teachers=infos, extra=self._further_terms
         )
@@ -150,6 +174,9 @@ class BasicDistiller(Trains):
 
     def _taught_by(self) -> Sequence[TaughtBy]:
         return [TaughtBy("teacher", self.model_T, self.adaptor_T)]
+
+    def _infos(self) -> dict[str, ModelInfo]:
+        return {teacher.name: teacher.info for teacher in self._taught_by()}
 
     def _terms(self, config: DistillationConfig) -> DistillationConfig:
         if config.matches:
@@ -167,7 +194,7 @@ class BasicDistiller(Trains):
             self._objective,
             self._strategy,
             self._parts,
-            self._teachers,
+            self._taught_by(),
             remembering=self.d_config.is_caching_logits,
         )
 
@@ -248,9 +275,11 @@ class MultiTeacherDistiller(BasicDistiller):
 
     def _taught_by(self) -> Sequence[TaughtBy]:
         models = _listed(self.model_T, "model_T", "teachers")
-        adaptors = [self.adaptor_T] * len(models) if callable(self.adaptor_T) else list(self.adaptor_T)
-        weights = [1.0] * len(models) if self._weights is None else list(self._weights)
+        adaptors = [self.adaptor_T] * len(models) if callable(self.adaptor_T) else self.adaptor_T
+        weights = [1.0] * len(models) if self._weights is None else self._weights
         for name, given in (("adaptor_T", adaptors), ("weights", weights)):
+            if not isinstance(given, Sequence):
+                raise RequestError(f"{name} must be a list with one for each teacher, not a {type(given).__name__}.")
             if len(given) != len(models):
                 raise RequestError(f"{name} has {len(given)} entries for {len(models)} teachers; give one each.")
         _check_weights(weights)
@@ -349,8 +378,8 @@ class MultiTaskDistiller(GeneralDistiller):
             batch_postprocessors,
             tasks=tuple(self.model_T),
         )
-        self._strategy = self._door.strategy({"name": "multi_task", "tau": float(tau)})
-        self._door.build(self._strategy, {teacher.name: teacher.info for teacher in self._teachers})
+        self._strategy = self._door.strategy({"name": "multi_task", "tau": tau})
+        self._door.build(self._strategy, self._infos())
         self._door.train(self._lesson(), request, args)
 
 

@@ -85,13 +85,14 @@ class TrainRequest:
 
     def checked(self) -> TrainRequest:
         """The same request. Raises RequestError where it cannot be meant."""
-        if not isinstance(self.dataloader, Iterable) and not hasattr(type(self.dataloader), "__getitem__"):
+        if not _is_loader(self.dataloader):
             given = type(self.dataloader).__name__
-            hint = "; the schedule comes after it: train(optimizer, dataloader, num_epochs, scheduler_class=..., scheduler_args=...)"
+            call = "dataloader, num_epochs" if self.tasks is None else "dataloaders, num_steps"
+            hint = f"; the schedule comes after it: train(optimizer, {call}, scheduler_class=..., scheduler_args=...)"
             raise RequestError(f"train: expected a dataloader as the second argument, not a {given}{hint}.")
         self._check_tasks()
         if (self.num_epochs is None) and (self.num_steps is None):
-            raise RequestError("train: give num_epochs or num_steps.")
+            raise RequestError(f"train: give {'num_epochs or num_steps' if self.tasks is None else 'num_steps'}.")
         if self.scheduler_class is None and self.scheduler_args is not None:
             raise RequestError("train: scheduler_args come with scheduler_class, which is None.")
         return self
@@ -106,10 +107,20 @@ class TrainRequest:
             return
         if not several or not self.dataloader:
             raise RequestError("train: expected a dict from task to dataloader as the second argument.")
-        for task in self.dataloader:
+        for task, loader in self.dataloader.items():
+            if not _is_loader(loader):
+                raise RequestError(
+                    f"train: expected a dataloader for the task {task!r} of dataloaders, not a {type(loader).__name__}."
+                )
             if task not in self.tasks:
                 raise RequestError(
                     f"train: the task {task!r} of dataloaders has no teacher; model_T has {', '.join(self.tasks)}."
+                )
+
+        for task in self.batch_postprocessor if isinstance(self.batch_postprocessor, Mapping) else ():
+            if task not in self.tasks:
+                raise RequestError(
+                    f"train: the task {task!r} of batch_postprocessors is none of model_T, which has {', '.join(self.tasks)}."
                 )
 
     def prepare(self, task: str, batch: Any) -> Any:
@@ -264,6 +275,10 @@ def pick_device(name: str) -> torch.device:
         warn(f"device {name!r} is not available here; training on the CPU.")
         return torch.device("cpu")
     return device
+
+
+def _is_loader(given: Any) -> bool:
+    return isinstance(given, Iterable) or hasattr(type(given), "__getitem__")
 
 
 def _tag(name: str) -> str:

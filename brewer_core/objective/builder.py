@@ -122,7 +122,7 @@ class Builder:
             return None
         if None in dims:
             self.problems.append(
-                f'{path}: the widths of the models are not known; write ["{make.component.name}", student_dim, teacher_dim]'
+                f"{path}: the widths of the models are not known; write [{_spelt(ref)}, student_dim, teacher_dim]"
             )
             return None
         module = make(*dims)
@@ -132,6 +132,13 @@ class Builder:
             )
             return None
         return module
+
+
+def _spelt(ref: ComponentRef | None) -> str:
+    """A component as a list form names it: in quotes, or a function as it is."""
+    if ref is None or ref.implementation is None:
+        return f'"{ref.name}"' if ref else ""
+    return ref.name if ref.name.isidentifier() else "your function"
 
 
 def _several_at_once(teachers: Mapping[str, ModelInfo]) -> bool:

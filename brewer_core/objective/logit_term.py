@@ -66,6 +66,8 @@ class LogitTerm(nn.Module):
         labels: Tensor | None,
         step: Step,
     ) -> Tensor:
+        if self.probability_shift:
+            _check_labels(labels, student)
         valid = (_select(student, mask), _select(teacher, teacher_mask))
         if valid[0].shape[0] != valid[1].shape[0]:
             raise ShapeError(
@@ -79,11 +81,11 @@ class LogitTerm(nn.Module):
             return self._scalar(self.loss(*valid, temperature, labels=valid_labels, progress=step.progress))
         whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
         spread = _spread(temperature, whole, self.temperature)
-        shifted = self._shifted(teacher, labels)
-        return self._scalar(self.loss(student, shifted, spread, mask=whole, labels=labels, progress=step.progress))
+        aligned = self._shifted(teacher, labels) if teacher_mask is mask else _in_places(valid[1], whole)
+        return self._scalar(self.loss(student, aligned, spread, mask=whole, labels=labels, progress=step.progress))
 
     def _shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return probability_shift(teacher, _needed(labels)) if self.probability_shift else teacher
+        return probability_shift(teacher, labels) if self.probability_shift and labels is not None else teacher
 
     def _temperature(self, student: Tensor, teacher: Tensor, step: Step) -> float | Tensor:
         if self.scheduler is None:
@@ -101,10 +103,7 @@ def probability_shift(logits: Tensor, labels: Tensor) -> Tensor:
     logits: [B, C] or [B, L, V], not changed. labels: [B] or [B, L].
     Raises ShapeError where their shapes do not belong together.
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ShapeError(
-            f"probability_shift: labels {tuple(labels.shape)} do not belong to logits {tuple(logits.shape)}."
-        )
+    _check_belong(labels, logits)
     largest = logits.argmax(-1, keepdim=True)
     truth = torch.where(labels < 0, largest.squeeze(-1), labels).unsqueeze(-1)
     shifted = logits.scatter(-1, largest, logits.gather(-1, truth))
@@ -143,9 +142,21 @@ def _spread(temperature: float | Tensor, mask: Tensor, base: float) -> float | T
     return torch.full(mask.shape, base, dtype=temperature.dtype, device=mask.device).masked_scatter(mask, temperature)
 
 
-def _needed(labels: Tensor | None) -> Tensor:
+def _in_places(valid: Tensor, mask: Tensor) -> Tensor:
+    """[B, L, V]: the teacher's logits of its valid positions, [N, V], in those of the student; 0 elsewhere."""
+    return valid.new_zeros(*mask.shape, valid.shape[-1]).masked_scatter(mask.unsqueeze(-1), valid)
+
+
+def _check_labels(labels: Tensor | None, logits: Tensor) -> None:
     if labels is None:
         raise AdaptorError(
             "probability_shift needs `labels`, one for each of the logits; the student's adaptor must return them."
         )
-    return labels
+    _check_belong(labels, logits)
+
+
+def _check_belong(labels: Tensor, logits: Tensor) -> None:
+    if logits.shape[:-1] != labels.shape:
+        raise ShapeError(
+            f"probability_shift: labels {tuple(labels.shape)} do not belong to logits {tuple(logits.shape)}."
+        )

@@ -140,12 +140,20 @@ class Objective(nn.Module):
         return {LABEL_TERM: sum(means[1:], means[0])}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """A parameter group for each match and loss that is trained, with the settings of its config."""
+        """A parameter group for each match and loss that is trained, with the settings of its config.
+
+        What several of them share is in the group of the first.
+        """
         owners: list[tuple[nn.Module | None, dict[str, Any]]] = [(self.kd, {})] + [
             (match, match.group) for match in self._match_terms()
         ]
-        trained = [(list(owner.parameters()), group) for owner, group in owners if owner is not None]
-        return [{"params": parameters, **group} for parameters, group in trained if parameters]
+        groups, seen = [], set[nn.Parameter]()
+        for owner, settings in owners:
+            new = [p for p in owner.parameters() if p not in seen] if owner is not None else []
+            seen.update(new)
+            if new:
+                groups.append({"params": new, **settings})
+        return groups
 
     def _match_terms(self) -> list[MatchTerm]:
         return [match for match in self.matches.values() if isinstance(match, MatchTerm)]

@@ -7,6 +7,6 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import textbrewer
-    from textbrewer import data_utils, losses, presets, projections, schedulers
+    from textbrewer import data_utils, distiller_utils, losses, presets, projections, schedulers
 
-__all__ = ["data_utils", "losses", "presets", "projections", "schedulers", "textbrewer"]
+__all__ = ["data_utils", "distiller_utils", "losses", "presets", "projections", "schedulers", "textbrewer"]

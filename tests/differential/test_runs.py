@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,10 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import brewer_core
-from differential.reference import presets, textbrewer
-from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
+from brewer_core import distiller_utils as our_utils
+from differential.features import labelled_heads, unmasked_tags, without
+from differential.outcomes import Callback, Outcome, assert_equal_outcomes, observed, seed
+from differential.reference import distiller_utils, presets, textbrewer
+from tiny import Tiny, adaptor, mappings, table, tuples
 
-TOLERANCE = 1e-5
 TEACHER, STUDENT = (16, 4), (8, 2)
 MATCHES: dict[str, dict[str, Any]] = {
     "hidden_mse": {"layer_T": 2, "layer_S": 1, "feature": "hidden", "proj": ["linear", 8, 16]},
@@ -49,22 +52,13 @@ class Case:
     dropout: float = 0.0
     inside_with: bool = True
     scheduler: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run left behind."""
-
-    student: dict[str, torch.Tensor]
-    called_back_at: list[int]
-    saved: dict[str, dict[str, torch.Tensor]]
-    drawn: torch.Tensor
+    adapt: Callable[..., Any] | None = None
 
 
 def run(library: Any, case: Case, folder: Path) -> Outcome:
-    torch.manual_seed(0)
+    seed()
     teacher, student = Tiny(*TEACHER, dropout=case.dropout), Tiny(*STUDENT, dropout=case.dropout)
-    adapt = adaptor(*case.features)
+    adapt = case.adapt or adaptor(*case.features)
     config = library.TrainingConfig(output_dir=str(folder), device="cpu", **case.training)
     if case.door == "BasicTrainer":
         distiller = library.BasicTrainer(config, student, adapt)
@@ -73,37 +67,19 @@ def run(library: Any, case: Case, folder: Path) -> Outcome:
         distiller = getattr(library, case.door)(config, distillation, teacher, student, adapt, adapt)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     loader = DataLoader(case.as_rows(table(case.rows)), batch_size=4, shuffle=True)
-    called_back_at = []
+    scheduler = {"scheduler": case.scheduler(optimizer)} if case.scheduler else {}
 
-    def callback(model: torch.nn.Module, step: int) -> None:
-        assert model is student
-        model.eval()
-        called_back_at.append(step)
+    def train(callback: Callback) -> None:
+        with distiller if case.inside_with else contextlib.nullcontext():
+            # textbrewer's trainer requires num_epochs
+            distiller.train(optimizer, loader, **{"num_epochs": None, "callback": callback, **case.train, **scheduler})
 
-    arguments = {"num_epochs": None, "callback": callback, **case.train}  # textbrewer's trainer requires num_epochs
-    if case.scheduler is not None:
-        arguments["scheduler"] = case.scheduler(optimizer)
-    if case.inside_with:
-        with distiller:
-            distiller.train(optimizer, loader, **arguments)
-    else:
-        distiller.train(optimizer, loader, **arguments)
-    saved = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("gs*.pkl"))}
-    return Outcome(weights(student), called_back_at, saved, torch.get_rng_state())
+    return observed(student, folder, train)
 
 
 def assert_equal_runs(case: Case, folder: Path) -> None:
     theirs, ours = run(textbrewer, case, folder / "theirs"), run(brewer_core, case, folder / "ours")
-    assert_same(ours.student, theirs.student, TOLERANCE)
-    assert ours.called_back_at == theirs.called_back_at != []
-    assert list(ours.saved) == list(theirs.saved) == sorted(f"gs{step}.pkl" for step in ours.called_back_at)
-    for name, state in ours.saved.items():
-        assert_same(state, theirs.saved[name], TOLERANCE)
-    assert torch.equal(ours.drawn, theirs.drawn), "the runs drew differently from torch's global generator"
-    torch.manual_seed(0)
-    Tiny(*TEACHER)
-    untrained = weights(Tiny(*STUDENT))
-    assert any(not torch.equal(untrained[name], tensor) for name, tensor in ours.student.items())
+    assert_equal_outcomes(ours, theirs)
 
 
 def match(loss: str, weight: float = 0.5, **changes: Any) -> dict[str, Any]:
@@ -234,9 +210,18 @@ def test_masked_logits_train_textbrewers_student(door: str, kind: str, features:
     assert_equal_runs(Case(door, features, {"kd_loss_type": kind, "hard_label_weight": 1}), tmp_path)
 
 
+LABELLED: dict[str, Callable[..., Any]] = {
+    "rows": adaptor("row_logits", "labels", "losses"),
+    "tokens": unmasked_tags,
+    "two heads": labelled_heads,
+}
+
+
+@pytest.mark.parametrize("features", LABELLED)
 @pytest.mark.parametrize("door", ["BasicDistiller", "GeneralDistiller"])
-def test_probability_shift_of_rows_is_textbrewers(door: str, tmp_path: Path) -> None:
-    assert_equal_runs(Case(door, distillation={"probability_shift": True, "hard_label_weight": 0.2}), tmp_path)
+def test_probability_shift_is_textbrewers(door: str, features: str, tmp_path: Path) -> None:
+    distillation = {"probability_shift": True, "hard_label_weight": 0.2}
+    assert_equal_runs(Case(door, distillation=distillation, adapt=LABELLED[features]), tmp_path)
 
 
 @pytest.mark.parametrize("features", [("row_logits",), ("token_logits",), ("two_heads",)], ids=lambda names: names[0])
@@ -244,6 +229,43 @@ def test_probability_shift_of_rows_is_textbrewers(door: str, tmp_path: Path) -> 
 def test_temperature_schedulers_are_textbrewers(form: list[Any], features: Any, tmp_path: Path) -> None:
     distillation = {"temperature_scheduler": form, "temperature": 6}
     assert_equal_runs(Case(features=features, distillation=distillation), tmp_path)
+
+
+UNMASKED = {"tokens": ("token_logits",), "two heads": ("two_heads",)}
+
+
+@pytest.mark.parametrize("features", UNMASKED)
+@pytest.mark.parametrize("changes", [{}, {"temperature_scheduler": ["flsw", 1, 1]}, {"kd_loss_type": "mse"}], ids=str)
+@pytest.mark.parametrize("door", ["BasicDistiller", "GeneralDistiller"])
+def test_logits_of_tokens_without_a_mask_train_textbrewers_student(
+    door: str, changes: dict[str, Any], features: str, tmp_path: Path
+) -> None:
+    adapt = without(adaptor(*UNMASKED[features]), "logits_mask")
+    assert_equal_runs(Case(door, distillation={"temperature": 6, **changes}, adapt=adapt), tmp_path)
+
+
+@pytest.mark.parametrize("duration", DURATIONS)
+def test_all_at_once_trains_textbrewers_student(duration: str, tmp_path: Path) -> None:
+    changes = DURATIONS[duration]
+    case = Case(
+        features=("two_heads", "losses", "hidden", "attention", "mask"),
+        distillation={
+            "temperature": 3,
+            "temperature_scheduler": ["flsw", 1, 1],
+            "hard_label_weight": 0.5,
+            "intermediate_matches": [match("hidden_mse"), match("attention_ce"), match("fsp", proj=["tanh", 8, 16])],
+        },
+        training={**changes.get("training", {}), "gradient_accumulation_steps": 5},
+        train={
+            **changes["train"],
+            "scheduler_class": torch.optim.lr_scheduler.StepLR,
+            "scheduler_args": {"step_size": 1},
+            "gain": 0.5,
+        },
+        as_rows=mappings,
+        dropout=0.1,
+    )
+    assert_equal_runs(case, tmp_path)
 
 
 def first_half(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -287,18 +309,17 @@ def test_outputs_under_teacher_cache_stand_for_the_teachers(door: str, tmp_path:
     assert_equal_runs(Case(door, as_rows=Sides, train=train), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["TrainingConfig", "DistillationConfig", "BasicTrainer", "BasicDistiller"])
+CLASSES = ["TrainingConfig", "DistillationConfig", *(kind.__name__ for kind in textbrewer.Distillers.values())]
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_class_takes_textbrewers_arguments(name: str) -> None:
     assert_extends(getattr(brewer_core, name), getattr(textbrewer, name))
 
 
-def test_the_general_distiller_takes_textbrewers_arguments() -> None:
-    assert_extends(brewer_core.GeneralDistiller, textbrewer.GeneralDistiller)
-
-
-@pytest.mark.parametrize("door", ["BasicDistiller", "GeneralDistiller"])
-def test_train_takes_textbrewers_arguments(door: str) -> None:
-    assert_extends(getattr(brewer_core, door).train, getattr(textbrewer, door).train)
+@pytest.mark.parametrize("name", ["Basic", "General", "MultiTeacher", "MultiTask"])
+def test_train_takes_textbrewers_arguments(name: str) -> None:
+    assert_extends(brewer_core.Distillers[name].train, textbrewer.Distillers[name].train)
 
 
 def test_train_of_the_trainer_takes_textbrewers_arguments_but_needs_no_epochs_beside_steps() -> None:
@@ -306,6 +327,49 @@ def test_train_of_the_trainer_takes_textbrewers_arguments_but_needs_no_epochs_be
     assert [(p.name, p.kind) for p in parameters(ours)] == [(p.name, p.kind) for p in parameters(theirs)]
     defaults = {p.name: (p.default, q.default) for p, q in zip(parameters(ours), parameters(theirs), strict=True)}
     assert {name: d for name, d in defaults.items() if d[0] != d[1]} == {"num_epochs": (None, inspect.Parameter.empty)}
+
+
+def test_a_custom_match_takes_textbrewers_arguments() -> None:
+    assert_extends(our_utils.CustomMatch, distiller_utils.CustomMatch)
+
+
+@pytest.mark.parametrize("name", ["display_parameters", "initializer_builder"])
+def test_a_utility_takes_textbrewers_arguments(name: str) -> None:
+    assert_extends(getattr(brewer_core.utils, name), getattr(textbrewer.utils, name))
+
+
+def test_register_new_takes_textbrewers_arguments() -> None:
+    assert_extends(brewer_core.register_new, textbrewer.register_new)
+
+
+def test_every_name_of_textbrewer_is_here() -> None:
+    names = {
+        name for name, value in vars(textbrewer).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert len(names) > 10
+    assert names <= set(brewer_core.__all__)
+    for name in names:
+        getattr(brewer_core, name)
+
+
+def test_the_short_names_of_distillers_are_textbrewers() -> None:
+    ours = {short: kind.__name__ for short, kind in brewer_core.Distillers.items()}
+    assert ours == {short: kind.__name__ for short, kind in textbrewer.Distillers.items()}
+
+
+def test_an_extension_that_is_not_keyword_only_or_changes_a_default_is_noticed() -> None:
+    def theirs(model: Any, level: Any = None) -> None: ...
+
+    def longer(model: Any, level: Any = None, more: Any = 0) -> None: ...
+
+    def other_default(model: Any, level: Any = 1) -> None: ...
+
+    def keyword_only(model: Any, level: Any = None, *, more: Any = 0) -> None: ...
+
+    assert_extends(keyword_only, theirs)
+    for wrong in (longer, other_default):
+        with pytest.raises(AssertionError):
+            assert_extends(wrong, theirs)
 
 
 def assert_extends(ours: Any, theirs: Any) -> None:
