@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brewer_core import configurations as configurations
     from brewer_core import data_utils as data_utils
+    from brewer_core import distiller_utils as distiller_utils
     from brewer_core import presets as presets
     from brewer_core import utils as utils
     from brewer_core.components import KINDS as KINDS
@@ -98,7 +100,7 @@ _HOMES = {
     "utils": ("cycle",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("data_utils", "presets", "utils")
+_MODULES = ("configurations", "data_utils", "distiller_utils", "presets", "utils")
 """Modules that are used as attributes, as in `brewer_core.utils.display_parameters`."""
 
 __all__ = [*sorted(_MODULE_OF), *_MODULES, "__version__"]  # noqa: PLE0604  # names of the table above, each a string

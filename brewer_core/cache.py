@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brewer_core.batches import row_keys, side, teacher_cache, valid_tokens
+from brewer_core.batches import side, teacher_cache
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Feature, Features
 from brewer_core.protocols import Batch, Teacher
+from brewer_core.row_keys import row_keys, valid_tokens
 
 REMEMBERED = frozenset({"logits", "logits_mask", "losses", "labels", "inputs_mask"})
 """Features that a run may read of a teacher whose logits alone are remembered."""

@@ -324,7 +324,8 @@ class Engine:
             return error
         if self._saved_at != self.step:
             self._checkpoint()
-        return DataError(f"{error} {self.step} of {self.total_steps} optimizer steps are done and saved.")
+        saved = " and saved" if self.checkpoints else ""
+        return DataError(f"{error} {self.step} of {self.total_steps} optimizer steps are done{saved}.")
 
     def _checkpoint(self) -> None:
         self._saved_at = self.step

@@ -139,7 +139,7 @@ def cycle(loader: Iterable[Any], name: str = "the loader") -> Iterator[Any]:
             raise DataError(f"{name} is empty; it must yield at least one batch.")
         if given == before:
             raise DataError(
-                f"{name} can be iterated only once, and is spent after {given} batches; pass a DataLoader or a list, "
+                f"{name} can be iterated only once, and is spent after {given} batch{'es' if given > 1 else ''}; pass a DataLoader or a list, "
                 "or ask for fewer steps."
             )
 

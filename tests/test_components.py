@@ -740,8 +740,17 @@ def test_a_positional_parameter_of_init_is_refused() -> None:
     )
 
 
-def test_a_module_that_was_built_already_is_refused() -> None:
-    assert refusal("kd_loss", nn.Linear(1, 1)) == "kd loss `x` takes `*args`; name every input and option."
+def test_a_module_that_was_built_already_is_called_as_its_forward_is() -> None:
+    class Weighted(nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor, temperature: float, *, labels: Tensor) -> Tensor:
+            return temperature * labels.sum()
+
+    made = of_kind("kd_loss", Weighted())
+
+    assert made.bind()(torch.zeros(1), torch.zeros(1), 3.0, labels=torch.ones(2), progress=0.5) == 6
+    assert refusal("kd_loss", nn.Linear(1, 1)) == (
+        "kd loss `x` has too few positional parameters, 1; it is called with (student_logits, teacher_logits, temperature)."
+    )
 
 
 def test_a_projection_is_made_by_one_call_also_of_a_class() -> None:

@@ -516,7 +516,7 @@ def test_a_custom_match_goes_to_a_dict_and_back() -> None:
 def test_a_match_that_cannot_be_made_is_told_with_its_place(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
     first = {**EMBEDDINGS, "proj_func": PROJ}
     assert message(ConfigError, lambda: distiller(tmp_path, first, {**EMBEDDINGS, **changes})) == (
-        f"DistillationConfig: custom_matches[1]{text}"
+        f"GeneralDistiller: custom_matches[1]{text}"
     )
 
 
@@ -524,14 +524,14 @@ def test_a_match_that_cannot_be_made_is_told_with_its_place(changes: dict[str, A
 def test_a_match_without_a_key_is_refused(key: str, tmp_path: Path) -> None:
     match = {name: value for name, value in EMBEDDINGS.items() if name != key}
     assert message(ConfigError, lambda: distiller(tmp_path, match)) == (
-        f"DistillationConfig: custom_matches[0]: a custom match needs the key {key!r}"
+        f"GeneralDistiller: custom_matches[0]: a custom match needs the key {key!r}"
     )
 
 
 @pytest.mark.parametrize("match", [None, "embedding", ("a", "b")], ids=str)
 def test_what_is_no_match_is_refused(match: Any, tmp_path: Path) -> None:
     assert message(ConfigError, lambda: distiller(tmp_path, match)) == (
-        f"DistillationConfig: custom_matches[0]: expected a CustomMatch or a dict of its fields, not {match!r}"
+        f"GeneralDistiller: custom_matches[0]: expected a CustomMatch or a dict of its fields, not a value of type {type(match).__name__}"
     )
 
 
@@ -540,7 +540,7 @@ def test_a_module_of_another_model_is_refused(tmp_path: Path) -> None:
         return [CustomMatch(student.embedding, teacher.embedding, 1, "hidden_mse")]
 
     assert message(ConfigError, lambda: distiller(tmp_path, swapped)) == (
-        "DistillationConfig: custom_matches[0]: module_S, a Embedding, is no part of the student; give one of its own "
+        "GeneralDistiller: custom_matches[0]: module_S, of type Embedding, is no part of the student; give one of its own "
         "modules, or the dotted name of one"
     )
 
@@ -553,7 +553,7 @@ def test_unknown_losses_and_wrong_matches_are_told_together_with_those_of_the_co
         ),
     )
     lines = text.splitlines()
-    assert lines[0] == "DistillationConfig: 3 problems"
+    assert lines[0] == "GeneralDistiller: 3 problems"
     assert lines[1].strip().startswith("kd_loss_type: no kd loss is called 'sse'")
     assert (
         lines[2]

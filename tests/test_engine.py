@@ -210,7 +210,7 @@ def test_a_generator_that_is_spent_is_not_waited_for() -> None:
     trained = by_labels(accumulation=2)
     assert message(DataError, lambda: trained.train(generator, Duration(steps=4))) == (
         "the loader can be iterated only once, and is spent after 5 batches; pass a DataLoader or a list, or ask for fewer "
-        "steps. 2 of 4 optimizer steps are done and saved."
+        "steps. 2 of 4 optimizer steps are done."
     )
 
 
@@ -284,7 +284,7 @@ def test_a_loader_whose_length_is_wrong_is_named(said: int, fewer_or_more: str) 
     loader.said = said
     assert message(DataError, lambda: by_labels().train(loader, Duration(epochs=2))) == (
         f"the loader says that it has {said} batches and yielded {fewer_or_more}; its __len__ must be right, or give num_steps. "
-        f"{min(said, 3)} of {2 * said} optimizer steps are done and saved."
+        f"{min(said, 3)} of {2 * said} optimizer steps are done."
     )
 
 

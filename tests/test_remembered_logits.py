@@ -22,7 +22,7 @@ from brewer_core import (
     MultiTeacherDistiller,
     TrainingConfig,
 )
-from brewer_core.batches import row_keys
+from brewer_core.row_keys import row_keys
 from brewer_core.cache import RememberingTeacher
 from brewer_core.errors import AdaptorError, BrewerError, DataError
 from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights

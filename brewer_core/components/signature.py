@@ -114,7 +114,11 @@ class _Reader:
             return self._partial(implementation)
         if isinstance(implementation, type):
             return self._constructor(implementation)
-        return implementation, list(_signature(implementation, self).parameters.values())
+        # What an nn.Module is called with stands at its `forward`; its own `__call__` takes anything.
+        called = (
+            implementation if inspect.isroutine(implementation) else getattr(implementation, "forward", implementation)
+        )
+        return called, list(_signature(called, self).parameters.values())
 
     def _partial(self, partial: functools.partial[Any]) -> tuple[Callable[..., Any], list[Parameter]]:
         # The partial's own signature turns parameters after a bound one into keyword-only: read the function's.

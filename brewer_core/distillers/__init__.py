@@ -1,14 +1,9 @@
 """TextBrewer's distillers: thin doors, under the same signatures, to the one engine."""
 
 from brewer_core.distillers.custom_matches import CustomMatch
-from brewer_core.distillers.distillers import (
-    BasicDistiller,
-    BasicTrainer,
-    Distillers,
-    GeneralDistiller,
-    MultiTaskDistiller,
-    MultiTeacherDistiller,
-)
+from brewer_core.distillers.several import MultiTaskDistiller, MultiTeacherDistiller
+from brewer_core.distillers.single import BasicDistiller, BasicTrainer, GeneralDistiller
+from brewer_core.distillers.trains import Trains
 
 __all__ = [
     "BasicDistiller",
@@ -19,3 +14,12 @@ __all__ = [
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
 ]
+
+Distillers: dict[str, type[Trains]] = {
+    "Basic": BasicDistiller,
+    "General": GeneralDistiller,
+    "MultiTeacher": MultiTeacherDistiller,
+    "MultiTask": MultiTaskDistiller,
+    "Train": BasicTrainer,
+}
+"""The classes by TextBrewer's short names."""

@@ -81,7 +81,9 @@ def _whole(match: Any) -> CustomMatch:
     if isinstance(match, Mapping):
         return CustomMatch.from_dict(match)
     if not isinstance(match, CustomMatch):
-        raise RequestError(f"expected a CustomMatch or a dict of its fields, not {match!r}.")
+        raise RequestError(
+            f"expected a CustomMatch or a dict of its fields, not a value of type {type(match).__name__}."
+        )
     return match
 
 
@@ -107,7 +109,7 @@ def _name(module: nn.Module | str, model: nn.Module, owner: str) -> str:
         if inner is module:
             return str(name)
     raise RequestError(
-        f"module_{'S' if owner == 'student' else 'T'}, a {type(module).__name__}, is no part of the {owner}; give one of its own "
+        f"module_{'S' if owner == 'student' else 'T'}, of type {type(module).__name__}, is no part of the {owner}; give one of its own "
         "modules, or the dotted name of one."
     )
 

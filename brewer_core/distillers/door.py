@@ -6,10 +6,9 @@ import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,128 +19,19 @@ from brewer_core.checkpoints import Checkpoints, save_state_dict
 from brewer_core.config import ComponentRef, TrainingConfig
 from brewer_core.config.refs import OfKind
 from brewer_core.distillers.draws import GlobalDraws
-from brewer_core.engine import Duration, Engine, Settings, steps_per_epoch
+from brewer_core.distillers.lesson import Lesson, TaughtBy
+from brewer_core.distillers.request import Callback, TrainRequest
+from brewer_core.engine import Engine, Settings, steps_per_epoch
 from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
-from brewer_core.objective import Objective, bind_ref
+from brewer_core.objective import bind_ref
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 from brewer_core.registry import Registry
 from brewer_core.teachers import LiveTeacher
 
-Adaptor: TypeAlias = Callable[..., Any]
-Callback: TypeAlias = Callable[..., Any]
-Postprocessor: TypeAlias = Callable[[Any], Any]
-
 _STRATEGY: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("strategy", callables=True)])
-
-
-@dataclass(frozen=True)
-class TaughtBy:
-    """One teacher. position: its place in a list. weight: in the mean of several. tasks: its own; all if there are none."""
-
-    name: str
-    model: nn.Module
-    adaptor: Adaptor
-    position: int | None = None
-    weight: float = 1.0
-    tasks: tuple[str, ...] = ()
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is known of it before training."""
-        return ModelInfo(self.name, weight=self.weight, tasks=self.tasks)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is trained, and who teaches. remembering: whether the teachers' logits are kept for each row."""
-
-    student: nn.Module
-    adaptor: Adaptor | Mapping[str, Adaptor]
-    objective: Objective
-    strategy: Strategy
-    parts: nn.Module | None = None
-    teachers: Sequence[TaughtBy] = ()
-    remembering: bool = False
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What `train` was called with. tasks: those that have a teacher, where there is a loader for each task."""
-
-    optimizer: torch.optim.Optimizer
-    dataloader: Any
-    num_epochs: int | None
-    scheduler_class: Callable[..., Any] | None
-    scheduler_args: Mapping[str, Any] | None
-    scheduler: Any
-    max_grad_norm: float
-    num_steps: int | None
-    callback: Callback | None
-    batch_postprocessor: Postprocessor | Mapping[str, Postprocessor] | None
-    tasks: tuple[str, ...] | None = None
-
-    def checked(self) -> TrainRequest:
-        """The same request. Raises RequestError where it cannot be meant."""
-        if not _is_loader(self.dataloader):
-            given = type(self.dataloader).__name__
-            call = "dataloader, num_epochs" if self.tasks is None else "dataloaders, num_steps"
-            hint = f"; the schedule comes after it: train(optimizer, {call}, scheduler_class=..., scheduler_args=...)"
-            raise RequestError(f"train: expected a dataloader as the second argument, not a {given}{hint}.")
-        self._check_tasks()
-        if (self.num_epochs is None) and (self.num_steps is None):
-            raise RequestError(f"train: give {'num_epochs or num_steps' if self.tasks is None else 'num_steps'}.")
-        if self.scheduler_class is None and self.scheduler_args is not None:
-            raise RequestError("train: scheduler_args come with scheduler_class, which is None.")
-        return self
-
-    def _check_tasks(self) -> None:
-        several = isinstance(self.dataloader, Mapping)
-        if self.tasks is None:
-            if several:
-                raise RequestError(
-                    "train: expected one dataloader, not a mapping; MultiTaskDistiller takes one for each task."
-                )
-            return
-        if not several or not self.dataloader:
-            raise RequestError("train: expected a dict from task to dataloader as the second argument.")
-        for task, loader in self.dataloader.items():
-            if not _is_loader(loader):
-                raise RequestError(
-                    f"train: expected a dataloader for the task {task!r} of dataloaders, not a {type(loader).__name__}."
-                )
-            if task not in self.tasks:
-                raise RequestError(
-                    f"train: the task {task!r} of dataloaders has no teacher; model_T has {', '.join(self.tasks)}."
-                )
-
-        for task in self.batch_postprocessor if isinstance(self.batch_postprocessor, Mapping) else ():
-            if task not in self.tasks:
-                raise RequestError(
-                    f"train: the task {task!r} of batch_postprocessors is none of model_T, which has {', '.join(self.tasks)}."
-                )
-
-    def prepare(self, task: str, batch: Any) -> Any:
-        """The batch after the user's postprocessor, that of its task where there is one for each."""
-        given = self.batch_postprocessor
-        made = given.get(task) if isinstance(given, Mapping) else given
-        return batch if made is None else made(batch)
-
-    def duration(self) -> Duration:
-        """TextBrewer's rule: num_steps wins."""
-        return (
-            Duration(steps=int(self.num_steps))
-            if self.num_steps is not None
-            else Duration(epochs=int(self.num_epochs or 0))
-        )
-
-    def schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        """The learning-rate schedule of the complete optimizer, or the one that was passed."""
-        if self.scheduler_class is not None:
-            return self.scheduler_class(optimizer=optimizer, **(self.scheduler_args or {}))
-        return self.scheduler
 
 
 class Door:
@@ -275,10 +165,6 @@ def pick_device(name: str) -> torch.device:
         warn(f"device {name!r} is not available here; training on the CPU.")
         return torch.device("cpu")
     return device
-
-
-def _is_loader(given: Any) -> bool:
-    return isinstance(given, Iterable) or hasattr(type(given), "__getitem__")
 
 
 def _tag(name: str) -> str:

@@ -25,10 +25,10 @@ class Builder:
         self.student, self.teachers = student, dict(teachers)
         self.problems: list[str] = []
 
-    def raise_problems(self) -> None:
-        """Raises ConfigError where there is any problem."""
+    def raise_problems(self, source: str) -> None:
+        """Raises ConfigError where there is any problem. source: what was read."""
         if self.problems:
-            raise ConfigError(self.problems, "DistillationConfig")
+            raise ConfigError(self.problems, source)
 
     def method(self, path: str, ref: ComponentRef | None, **sizes: Any) -> Method | None:
         """The method that a field names; None where it is absent, or a problem."""

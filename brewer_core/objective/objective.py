@@ -47,22 +47,23 @@ class Objective(nn.Module):
         student: ModelInfo = UNKNOWN_STUDENT,
         teachers: Mapping[str, ModelInfo] = UNKNOWN_TEACHERS,
         extra: Callable[[Builder], Sequence[tuple[MatchTerm, float]]] = lambda _: (),
+        source: str = "DistillationConfig",
     ) -> Objective:
         """The objective of a config; projections are drawn from torch's global generator in the order of the list.
 
         student, teachers: where projections without widths of their own read them, and the names that matches may bear.
-        extra: makes matches beside those of the config, each with its weight.
+        extra: makes matches beside those of the config, each with its weight. source: what the error says was read.
         Raises ConfigError with every name, option or width that is wrong.
         """
         build = Builder(registry, student, teachers)
         kd = build.logit_term(config)
         matches = [build.match_term(i, match) for i, match in enumerate(config.matches)]
-        further = list(extra(build))
         weights = {
             KD_TERM: build.weight("kd_loss_weight", config.kd_loss_weight, config.kd_loss_weight_scheduler),
             LABEL_TERM: build.weight("hard_label_weight", config.hard_label_weight, config.hard_label_weight_scheduler),
         }
-        build.raise_problems()
+        further = list(extra(build))
+        build.raise_problems(source)
         terms = [match for match in matches if match is not None] + [match for match, _ in further]
         objective = cls(kd, terms, weights)
         factors = [match.weight for match in config.matches] + [weight for _, weight in further]
