@@ -138,8 +138,9 @@ def cycle(loader: Iterable[Any], name: str = "the loader") -> Iterator[Any]:
         if given == 0:
             raise DataError(f"{name} is empty; it must yield at least one batch.")
         if given == before:
+            batches = "1 batch" if given == 1 else f"{given} batches"
             raise DataError(
-                f"{name} can be iterated only once, and is spent after {given} batch{'es' if given > 1 else ''}; pass a DataLoader or a list, "
+                f"{name} can be iterated only once, and is spent after {batches}; pass a DataLoader or a list, "
                 "or ask for fewer steps."
             )
 

@@ -22,9 +22,9 @@ from brewer_core import (
     MultiTeacherDistiller,
     TrainingConfig,
 )
-from brewer_core.row_keys import row_keys
 from brewer_core.cache import RememberingTeacher
 from brewer_core.errors import AdaptorError, BrewerError, DataError
+from brewer_core.row_keys import row_keys
 from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 16]}

@@ -114,6 +114,14 @@ def test_each_teachers_own_mask_says_which_of_its_positions_count(temperature: f
             torch.testing.assert_close((found["logits"][0][i, j] / temperature).softmax(-1), both)
 
 
+def test_a_teacher_without_a_mask_has_the_first_ones_as_in_textbrewer() -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]])
+    logits = [random(B, 4, V, seed=1), random(B, 4, V, seed=2)]
+    found = mean([{"logits": logits[0], "logits_mask": mask}, {"logits": logits[1]}])["logits"][0]
+    torch.testing.assert_close(found[mask.bool()], ((logits[0] + logits[1]) / 2)[mask.bool()])
+    assert torch.equal(found[~mask.bool()], logits[0][~mask.bool()])
+
+
 def test_a_teacher_without_logits_takes_no_part_in_the_mean() -> None:
     logits = random(B, V)
     assert torch.equal(mean([{"hidden": random(B, L, 2)}, {"logits": logits}])["logits"][0], logits)

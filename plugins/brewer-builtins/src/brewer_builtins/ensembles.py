@@ -21,7 +21,8 @@ def averaged(teachers: Mapping[str, Features], weights: Mapping[str, float], tem
     weights: by teacher, more than 0; they need not sum to 1.
     temperature: the mean is one of probabilities at this temperature, given as logits whose softmax at it they are;
     where None, one of logits.
-    Each teacher's own `logits_mask` says which of its positions count; the mean stands in the places of the first one's.
+    Each teacher's own `logits_mask` says which of its positions count, or the first one's where it has none; the mean
+    stands in the places of the first one's.
     Raises ShapeError where the teachers differ in heads, classes or the number of valid positions.
     """
     giving = {name: features for name, features in teachers.items() if features.get("logits")}
@@ -40,13 +41,13 @@ def _mean(teachers: Mapping[str, Features], head: int, weights: Sequence[float],
     if first.dim() != 3 or all(mask is None for mask in masks.values()):
         _check_alike("shapes of logits", {name: tuple(tensor.shape) for name, tensor in logits.items()})
         return _weighted(list(logits.values()), weights, temperature)
-    valid = {name: _valid(tensor, masks[name]) for name, tensor in logits.items()}
+    shared = next(iter(masks.values()))
+    valid = {name: _valid(tensor, masks[name], shared) for name, tensor in logits.items()}
     _check_alike("valid logits", {name: tuple(tensor.shape) for name, tensor in valid.items()})
     mean = _weighted(list(valid.values()), weights, temperature)
-    mask = next(iter(masks.values()))
-    if mask is None:
+    if shared is None:
         return mean.reshape(first.shape)
-    return first.masked_scatter(mask.bool().unsqueeze(-1), mean)
+    return first.masked_scatter(shared.bool().unsqueeze(-1), mean)
 
 
 def _weighted(logits: Sequence[Tensor], weights: Sequence[float], temperature: float | None) -> Tensor:
@@ -67,8 +68,10 @@ def _mask(features: Features, head: int) -> Tensor | None:
     return masks[head] if len(masks) == len(features["logits"]) else masks[0]
 
 
-def _valid(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """[N, V]: the logits of the valid positions."""
+def _valid(logits: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
+    """[N, V]: the logits of the valid positions; by the shared mask where there is no other, and it is of these positions."""
+    if mask is None and shared is not None and shared.shape == logits.shape[:2]:
+        mask = shared
     return logits.flatten(0, 1) if mask is None else logits[mask.bool()]
 
 
