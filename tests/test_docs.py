@@ -29,7 +29,15 @@ HOOKIMPL = "@hookimpl"
 
 EXAMPLES = [
     ROOT / "README.md",
-    *(DOCS / page for page in ("tutorials/first-plugin.md", "how-to/library.md", "how-to/add-a-method.md")),
+    *(
+        DOCS / page
+        for page in (
+            "tutorials/first-plugin.md",
+            "how-to/library.md",
+            "how-to/several-teachers-and-tasks.md",
+            "how-to/add-a-method.md",
+        )
+    ),
     DOCS / "how-to" / "from-textbrewer.md",
 ]
 
@@ -136,10 +144,12 @@ def test_the_floors_on_the_page_are_those_of_the_code() -> None:
 
 
 def test_the_index_lists_the_methods_of_this_repository() -> None:
-    pytest.importorskip("brewer_loss_pkd")
+    for plugin in ("brewer_loss_pkd", "brewer_strategy_emd"):
+        pytest.importorskip(plugin)
     rows = re.findall(r"^\| ([\w ]+) \| (`.+) \|$", text(DOCS / "index.md"), re.MULTILINE)
     listed = {(title, name) for title, names in rows for name in re.findall(r"`(\w+)`", names)}
-    own = [c for c in build_registry().components() if c.provenance.distribution in ("brewer-core", "brewer-loss-pkd")]
+    ours = ("brewer-core", "brewer-loss-pkd", "brewer-strategy-emd")
+    own = [c for c in build_registry().components() if c.provenance.distribution in ours]
 
     assert {(c.kind.title, c.name) for c in own} == {row for row in listed if row[0] in {c.kind.title for c in own}}
 
@@ -186,7 +196,12 @@ def test_the_student_of_the_readme_learns_from_its_teacher(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    "page", [DOCS / "tutorials" / "first-plugin.md", DOCS / "how-to" / "own-data.md"], ids=lambda p: p.name
+    "page",
+    [
+        DOCS / page
+        for page in ("tutorials/first-plugin.md", "how-to/own-data.md", "how-to/several-teachers-and-tasks.md")
+    ],
+    ids=lambda p: p.name,
 )
 def test_whole_configs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> None:
     registry = build_registry(files=plugin_files(page, tmp_path))

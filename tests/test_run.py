@@ -158,6 +158,7 @@ def test_the_summary_compares_teacher_student_and_baseline(finished):
     summary = read(finished / "out/summary.json")
     assert set(summary) == {
         "teacher",
+        "teachers",
         "student",
         "baselines",
         "steps",

@@ -29,12 +29,12 @@ FLOORS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),  # under everything
     0: ("data_utils", "features", "utils"),
     1: ("components", "precision", "protocols"),
-    2: ("batches", "config", "hookspecs", "registry"),
-    3: ("checkpoints", "objective", "plugins", "sharding", "teachers"),
+    2: ("batches", "captures", "config", "hookspecs", "registry"),
+    3: ("checkpoints", "objective", "plugins", "row_keys", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),
-    6: ("distillers", "presets", "run"),
-    7: ("cli",),
+    6: ("distillers", "migration", "presets", "run"),
+    7: ("cli", "configurations", "distiller_utils"),
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 EXEMPT = {"__init__", "__main__", "testing"}  # testing may import everything; nothing imports it

@@ -33,19 +33,19 @@ class TerminalReporter(Reporter):
 
     def show_summary(self, summary: dict[str, Any], folder: Path) -> None:
         """Print the figures of the models side by side."""
-        models = _named_models(summary)
-        metrics = list(dict.fromkeys(name for _, figures in models for name in figures["metrics"]))
-        table = Table(
-            title=f"{summary['rows']} rows of {summary['evaluated_on']}, seed {summary['seed']}", title_justify="left"
-        )
-        table.add_column("model")
+        models = [(title, figures, _by_task(summary, figures)) for title, figures in _named_models(summary)]
+        metrics = list(dict.fromkeys(name for _, _, tasks in models for own in tasks.values() for name in own))
+        tasks = [] if isinstance(summary["rows"], int) else ["task"]
+        table = Table(title=f"{_evaluated(summary)}, seed {summary['seed']}", title_justify="left")
+        for column in ("model", *tasks):
+            table.add_column(column)
         for column in (*metrics, "parameters", "steps", "seconds"):
             table.add_column(column, justify="right")
-        for title, figures in models:
-            cells = [f"{figures['metrics'][name]:.4f}" for name in metrics]
-            table.add_row(
-                title, *cells, f"{figures['parameters']:,}", f"{figures['steps']:,}", f"{figures['seconds']:.1f}"
-            )
+        for title, figures, by_task in models:
+            last = [f"{figures['parameters']:,}", f"{figures['steps']:,}", f"{figures['seconds']:.1f}"]
+            for i, (task, own) in enumerate(by_task.items()):
+                cells = [task] * len(tasks) + [f"{own[name]:.4f}" if name in own else "" for name in metrics]
+                table.add_row("" if i else title, *cells, *([""] * len(last) if i else last))
         self._out.print(table)
         self._out.print(
             f"{folder}/student holds the student, {folder}/summary.json these figures",
@@ -62,18 +62,47 @@ class TerminalReporter(Reporter):
             terms = ", ".join(f"{name} {value:.4g}" for name, value in plan.terms[stage].items())
             table.add_row(stage, model, f"{plan.parameters[model]:,}", f"{steps:,}", terms)
         self._out.print(table)
-        classes = "; ".join(plan.classes)
-        rows = ", ".join(f"{count:,} rows of {use}" for use, count in plan.rows.items())
-        self._out.print(
-            f"{len(plan.classes)} classes: {classes}\nevaluation on {rows}\nnothing was written",
-            highlight=False,
-        )
+        lines = [line for task in plan.classes for line in _task_lines(plan, task)]
+        self._out.print("\n".join([*lines, "nothing was written"]), highlight=False)
 
 
 def _named_models(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The models in the order of the table, each under a title."""
-    teacher, student = summary["teacher"], summary["student"]
-    origin = f", {teacher['origin']}" if teacher and teacher["origin"] else ""
-    named = [(f"teacher{origin}", teacher)] if teacher else []
+    teachers, student = summary["teachers"], summary["student"]
+    named = []
+    for name, figures in teachers.items():
+        title = "teacher" if len(teachers) == 1 else f"teacher {name}"
+        named.append((f"{title}, {figures['origin']}" if figures["origin"] else title, figures))
     named += [("student, labels alone", figures) for figures in summary["baselines"].values()]
-    return [*named, ("student, distilled" if teacher else "student", student)]
+    return [*named, ("student, distilled" if teachers else "student", student)]
+
+
+def _by_task(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a model by task, by metric; those of a run of one task are under ""."""
+    if isinstance(summary["rows"], int):
+        return {"": figures["metrics"]}
+    by_task: dict[str, dict[str, float]] = {}
+    for name, value in figures["metrics"].items():
+        task, _, metric = name.partition("/")
+        by_task.setdefault(task, {})[metric] = value
+    return by_task or {"": {}}
+
+
+def _evaluated(summary: dict[str, Any]) -> str:
+    """What was evaluated on, task by task where there are several."""
+    rows, data = summary["rows"], summary["evaluated_on"]
+    if isinstance(rows, int):
+        return f"{rows} rows of {data}"
+    return ", ".join(f"{task}: {rows[task]} rows of {data[task]}" for task in rows)
+
+
+def _task_lines(plan: Plan, task: str) -> list[str]:
+    """The classes, teachers and rows of evaluation of a task; of the only one without its name and teachers."""
+    classes = plan.classes[task]
+    rows = ", ".join(f"{count:,} rows of {use}" for use, count in plan.rows[task].items())
+    lines = [f"{len(classes)} classes: {'; '.join(classes)}", f"evaluation on {rows}" if rows else "no evaluation"]
+    if not task:
+        return lines
+    if plan.teachers[task]:
+        lines.insert(1, f"taught by {', '.join(plan.teachers[task])}")
+    return [f"{task}: {line}" for line in lines]

@@ -14,6 +14,7 @@ from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
 from brewer_core.config.overrides import override
 from brewer_core.config.refs import ComponentRef, OfKind, component_refs
+from brewer_core.config.taskrefs import task_problems
 from brewer_core.config.training import Count, LossNormalization, Precision
 from brewer_core.errors import ConfigError
 from brewer_core.protocols import ComponentLookup
@@ -54,6 +55,23 @@ def _of_names(value: DistillationConfig) -> DistillationConfig:
 Columns = Annotated[
     Any,
     PlainValidator(_columns),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def _names_of_data(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) and v for v in value):
+        return tuple(value)
+    raise PydanticCustomError(
+        "text", "expected a name of data, or a list of names with one for each task, not {v}", {"v": shown(value)}
+    )
+
+
+NamesOfData = Annotated[
+    Any,
+    PlainValidator(_names_of_data),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
@@ -106,6 +124,8 @@ class DataConfig(Config):
     """The column with the label; null where the rows have none."""
     select: Select | None = None
     """Take a part of the rows only."""
+    task: Text | None = None
+    """Which of the run's `tasks` the rows are of; needed where there are any."""
     augmentations: tuple[Annotated[ComponentRef, OfKind("augmentation")], ...] = ()
     """Applied in order to the tokens of each row when it is trained on, anew in every pass; never to rows of evaluation."""
 
@@ -187,6 +207,8 @@ class TeacherRef(Config):
     """Its adaptor; that of `adaptors.teacher` where absent."""
     weight: Positive = 1.0
     """Its weight among several teachers."""
+    task: Text | None = None
+    """Which of the run's `tasks` it teaches; needed where there are any. A teacher of several stands here once for each."""
 
     @model_validator(mode="before")
     @classmethod
@@ -232,7 +254,7 @@ class Best(Config):
     """Which checkpoint is the best."""
 
     metric: Text
-    """The metric to compare."""
+    """The metric to compare; where there are `tasks`, `TASK/METRIC` or `mean/METRIC`."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better."""
 
@@ -240,10 +262,10 @@ class Best(Config):
 class Evaluation(Config):
     """How models are evaluated."""
 
-    data: Text
-    """Labelled data that is never trained on, `NAME` or `NAME.SPLIT`."""
-    test: Text | None = None
-    """Labelled data for the final figures; those come from `data` where absent."""
+    data: NamesOfData
+    """Labelled data that is never trained on, `NAME` or `NAME.SPLIT`; where there are `tasks`, a list with one for each."""
+    test: NamesOfData | None = None
+    """Labelled data for the final figures; those come from `data` where absent, also those of single tasks."""
     metrics: Annotated[tuple[Annotated[ComponentRef, OfKind("metric")], ...], AfterValidator(_not_empty)] = (
         ComponentRef("metric", "accuracy"),
     )
@@ -269,8 +291,10 @@ class RunConfig(Config):
     """Autocast of forward passes; losses are always computed in float32."""
     output: Text | None = None
     """The run's folder; `runs/<config>-<UTC time>` where absent."""
-    task: TextClassificationTask = TextClassificationTask()
-    """What is learnt."""
+    task: TextClassificationTask | None = TextClassificationTask()
+    """What is learnt, unless there are `tasks`."""
+    tasks: Annotated[dict[Text, TextClassificationTask], AfterValidator(_not_empty)] | None = None
+    """Several tasks by name; in this order their classes stand side by side in the head of a model of several."""
     tokenizer: Tokenization = Tokenization()
     """The tokenizer of the run."""
     data: Annotated[dict[Text, DataConfig], AfterValidator(_not_empty)]
@@ -292,7 +316,14 @@ class RunConfig(Config):
     def _freeze(self) -> Self:
         object.__setattr__(self, "data", FrozenDict(self.data))
         object.__setattr__(self, "models", FrozenDict(self.models))
+        object.__setattr__(self, "tasks", FrozenDict(self.tasks) if self.tasks else None)
+        object.__setattr__(self, "task", None if self.tasks else self.task or TextClassificationTask())
         return self
+
+    @property
+    def tasks_by_name(self) -> Mapping[str, TextClassificationTask]:
+        """The tasks; that of a run without `tasks` bears the empty name."""
+        return self.tasks or {"": self.task or TextClassificationTask()}
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON values, under the keys that it is read from."""
@@ -326,7 +357,7 @@ def _parsed(document: Any, source: str, registry: ComponentLookup | None) -> Run
             [f'expected an object with keys such as "data", "models" and "stages", not {type(document).__name__}'],
             source,
         )
-    found = list(reference_problems(document))
+    found = [*reference_problems(document), *task_problems(document)]
     try:
         config = RunConfig.model_validate(document, context={"registry": registry})
     except ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from brewer_core.objective import bind_ref
 from brewer_core.protocols import Batch, LoadedModel, Task
 from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
+from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage
 from brewer_core.run.text import TextDataset, check_column, class_names, loader, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
@@ -59,6 +61,7 @@ class Assembly:
         self.base_dir = base_dir
         self.registry = registry
         self.device = device
+        self._tasks: dict[str, Task] = {}
         self._sources: dict[str, Mapping[str, Rows]] = {}
         self._datasets: dict[tuple[str, str, bool], TextDataset] = {}
         self._augmenters: dict[str, Augmenter] = {}
@@ -73,17 +76,24 @@ class Assembly:
         """The method that the config names."""
         return bind_ref(self.registry, ref)
 
-    @cached_property
-    def task(self) -> Task:
-        """The task with its classes: those of the config, else the labels of the labelled training data."""
-        declared = self.config.task
-        if declared.labels:
-            return Task(declared.kind, declared.labels, declared.pair)
-        used = {self._split(ref, use, path): self._data(ref) for ref, use, path in self._uses() if use == "train"}
-        rows = {where: self.rows(*where) for where in used}
-        named = {".".join(where): found for where, found in rows.items()}
-        columns = {".".join(where): data.label for where, data in used.items()}
-        return Task(declared.kind, class_names(named, columns), declared.pair)
+    def task(self, name: str = "") -> Task:
+        """A task with its classes: those of the config, else the labels of its labelled training data."""
+        if name not in self._tasks:
+            declared = self._declared(name)
+            self._tasks[name] = declared if declared.labels else replace(declared, labels=self._classes(name))
+        return self._tasks[name]
+
+    def task_of_model(self, name: str) -> Task:
+        """What a model is to learn; the classes of several tasks stand side by side."""
+        return side_by_side({task: self.task(task) for task in tasks_of_model(self.config, name)})
+
+    def adaptors(self, model: str, refs: ComponentRef | Mapping[str, ComponentRef]) -> dict[str, Callable[..., Any]]:
+        """The adaptor of a model for each of its tasks. refs: one for all of them, or one for each."""
+        tasks = {task: self.task(task) for task in tasks_of_model(self.config, model)}
+        bound = {task: self.bind(refs if isinstance(refs, ComponentRef) else refs[task]).target for task in tasks}
+        if len(tasks) == 1:
+            return bound
+        return {task: for_columns(bound[task], own) for task, own in columns(tasks).items()}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -138,12 +148,38 @@ class Assembly:
         drawn = random.Random(self.seed("select", name, split)).sample(range(len(rows)), count)
         return [rows[i] for i in sorted(drawn)]
 
-    def training_set(self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False) -> JoinedText:
-        """The rows that a stage trains on: labelled ones, and unlabelled ones unless they are left out."""
-        uses = [(*self._split(ref, "train", f"{path}.train[{i}]"), True) for i, ref in enumerate(stage.train)]
+    def training_sets(
+        self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False
+    ) -> dict[str, JoinedText]:
+        """The rows that a stage trains on, by task.
+
+        labelled_only: leave out rows under `unlabelled`. Raises ConfigError where a task then has no label to learn from.
+        """
+        tasks = tasks_of_stage(self.config, stage)
+        listed = {task_of(self.config, ref) for ref in stage.train}
+        sets = {
+            task: self.training_set(stage, path, labelled_only, task)
+            for task in tasks
+            if task in listed or not labelled_only
+        }
+        without = [task for task in tasks if task not in sets or all(label < 0 for label in sets[task].labels)]
+        if labelled_only and without:
+            raise ConfigError([_no_label(path, task) for task in without], "config")
+        return sets
+
+    def training_set(
+        self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False, task: str = ""
+    ) -> JoinedText:
+        """The rows of a task that a stage trains on: labelled ones, and unlabelled ones unless they are left out."""
+        uses = [
+            (*self._split(ref, "train", f"{path}.train[{i}]"), True)
+            for i, ref in enumerate(stage.train)
+            if task_of(self.config, ref) == task
+        ]
         if isinstance(stage, DistillStage) and not labelled_only:
             for i, ref in enumerate(stage.unlabelled):
-                uses.append((*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
+                if task_of(self.config, ref) == task:
+                    uses.append((*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
         parts = [self._dataset(*use) for use in uses]
         return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
@@ -163,17 +199,26 @@ class Assembly:
             numbered=augmented,
         )
 
-    def evaluation_loader(self, use: str) -> DataLoader[Any]:
-        """The rows that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
-        evaluation = self.config.evaluation
-        key, ref = ("test", evaluation.test) if use == "test" and evaluation.test else ("data", evaluation.data)
-        name, split = self._split(ref, use, f"evaluation.{key}")
+    def evaluated_on(self, use: str) -> dict[str, tuple[str, str]]:
+        """The data that models are evaluated on by task, `data` or `test`, each with its place in the config."""
+        evaluation, found = self.config.evaluation, {}
+        for key in ("data", "test") if use == "test" else ("data",):  # a task without test data keeps the others
+            value = getattr(evaluation, key)
+            for i, ref in enumerate([value] if isinstance(value, str) else value or ()):
+                path = f"evaluation.{key}" if isinstance(value, str) else f"evaluation.{key}[{i}]"
+                found[task_of(self.config, ref)] = (ref, path)
+        return {task: found[task] for task in self.config.tasks_by_name if task in found}
+
+    def evaluation_loader(self, use: str, task: str = "") -> DataLoader[Any]:
+        """The rows of a task that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
+        ref, path = self.evaluated_on(use)[task]
+        name, split = self._split(ref, use, path)
         dataset = self._dataset(name, split, True)
         if -100 in dataset.labels:
             raise DataError(
                 f"data.{name}: row {dataset.labels.index(-100) + 1} of {split} has no label; evaluation needs one in each row."
             )
-        return loader(dataset, evaluation.batch_size, seed=0, shuffle=False, group_by_length=True)
+        return loader(dataset, self.config.evaluation.batch_size, seed=0, shuffle=False, group_by_length=True)
 
     def _fitting(self, name: str, loaded: LoadedModel) -> LoadedModel:
         wanted, longest = self.config.tokenizer.max_length, loaded.max_length
@@ -193,6 +238,24 @@ class Assembly:
     def _data(self, ref: str) -> DataConfig:
         return self.config.data[ref.partition(".")[0]]
 
+    def _declared(self, task: str) -> Task:
+        """A task as the config has it, without classes where those are to be read off the data."""
+        declared = self.config.tasks_by_name[task]
+        return Task(declared.kind, declared.labels or (), declared.pair)
+
+    def _classes(self, task: str) -> tuple[str, ...]:
+        train = [
+            (ref, self._split(ref, use, path))
+            for ref, use, path in self._uses()
+            if use == "train" and task_of(self.config, ref) == task
+        ]
+        rows = {".".join(where): self.rows(*where) for _, where in train}
+        labels = {".".join(where): self._data(ref).label for ref, where in train}
+        try:
+            return class_names(rows, labels)
+        except DataError as error:
+            raise (DataError(f"tasks.{task}: {error}") if task else error) from error
+
     def _split(self, ref: str, use: str, path: str) -> tuple[str, str]:
         name, _, wanted = ref.partition(".")
         splits = self._source(name)
@@ -208,7 +271,7 @@ class Assembly:
         if name not in self._sources:
             build = self.bind(self.config.data[name].source)
             # The task's classes may still have to be read off these very rows.
-            task = Task(self.config.task.kind, self.config.task.labels or (), self.config.task.pair)
+            task = self._declared(task_of(self.config, name))
             try:
                 self._sources[name] = build(task=task, seed=self.seed("data", name), base_dir=self.base_dir)
             except BrewerError as error:
@@ -218,15 +281,16 @@ class Assembly:
     def _dataset(self, name: str, split: str, labelled: bool) -> TextDataset:
         key = (name, split, labelled)
         if key not in self._datasets:
-            data = self.config.data[name]
-            if isinstance(data.text, tuple) != self.task.pair:
-                need = "two columns, as task.pair is true" if self.task.pair else "one column, as task.pair is false"
+            data, task = self.config.data[name], self.task(task_of(self.config, name))
+            if isinstance(data.text, tuple) != task.pair:
+                pair = f"tasks.{data.task}.pair" if data.task else "task.pair"
+                need = f"two columns, as {pair} is true" if task.pair else f"one column, as {pair} is false"
                 raise DataError(f"data.{name}.text: expected {need}.")
             self._datasets[key] = TextDataset(
                 self.rows(name, split),
                 text=data.text,
                 label=data.label if labelled else None,
-                classes=self.task.labels,
+                classes=task.labels,
                 tokenizer=self.tokenizer,
                 max_length=self.config.tokenizer.max_length,
                 where=f"data.{name}.{split}",
@@ -256,14 +320,14 @@ class Assembly:
                         yield row[column]
 
     def _build(self, name: str, teacher: LoadedModel | None, tokenizer: Any) -> LoadedModel:
-        build = self.bind(self.config.models[name])
+        build, task = self.bind(self.config.models[name]), self.task_of_model(name)
         try:
             built = build(
                 role="teacher" if name in self.teacher_names else "student",
-                task=self.task,
+                task=task,
                 teacher=teacher,
                 tokenizer=tokenizer,
-                num_labels=len(self.task.labels),
+                num_labels=len(task.labels),
                 seed=self.seed("model", name),
                 base_dir=self.base_dir,
             )
@@ -272,6 +336,11 @@ class Assembly:
         if not isinstance(built, LoadedModel):
             raise ConfigError([f"models.{name}: `{self.config.models[name].name}` returned no LoadedModel"], "config")
         return built
+
+
+def _no_label(path: str, task: str) -> str:
+    of = f" of the task {task!r}" if task else ""
+    return f"{path}.train: no row{of} has a label, so there is nothing to learn from"
 
 
 def model_inputs(batch: Batch) -> Batch:

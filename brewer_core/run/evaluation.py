@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from brewer_core.batches import call_model, move_to_device
 from brewer_core.components import Method
 from brewer_core.config.run import Best
+from brewer_core.config.taskrefs import MEAN
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.listeners import Listener
@@ -81,6 +82,49 @@ class Evaluator:
                 predicted.append(features["logits"][0].argmax(-1).cpu())
                 labels.append(moved["labels"].cpu())
         return torch.cat(predicted).tolist(), torch.cat(labels).tolist()
+
+
+class TaskEvaluators:
+    """Measures a model on each task that it has.
+
+    evaluators: by task. A run of one task calls it "", and its figures bear the names of the metrics; those of others are
+    called `TASK/METRIC`, and where there are several, `mean/METRIC` is the mean over them.
+    """
+
+    def __init__(self, evaluators: Mapping[str, Evaluator]) -> None:
+        self.evaluators = dict(evaluators)
+
+    def __call__(self, model: nn.Module, adaptors: Mapping[str, Callable[..., Any]]) -> dict[str, float]:
+        """The figures of a model. adaptors: by task, one for each that it has; the others are left out."""
+        evaluators = {task: evaluator for task, evaluator in self.evaluators.items() if task in adaptors}
+        return named({task: evaluator(model, adaptors[task]) for task, evaluator in evaluators.items()})
+
+    def same_rows(self, other: TaskEvaluators) -> bool:
+        """Whether other evaluators measure the same tasks on the very same rows."""
+        return self.evaluators.keys() == other.evaluators.keys() and all(
+            evaluator.same_rows(other.evaluators[task]) for task, evaluator in self.evaluators.items()
+        )
+
+    def known(self) -> list[str]:
+        """The names of the figures that there can be."""
+        return list(named({task: evaluator.measure([0, 1], [0, 1]) for task, evaluator in self.evaluators.items()}))
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows each task is measured on."""
+        return {task: evaluator.rows for task, evaluator in self.evaluators.items()}
+
+
+def named(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of several tasks under names of their own, and the means of those that each task has."""
+    if "" in by_task:
+        return dict(by_task[""])
+    figures = {f"{task}/{name}": value for task, own in by_task.items() for name, value in own.items()}
+    if len(by_task) > 1:
+        first, *others = by_task.values()
+        shared = [name for name in first if all(name in own for own in others)]
+        figures |= {f"{MEAN}/{name}": sum(own[name] for own in by_task.values()) / len(by_task) for name in shared}
+    return figures
 
 
 class EvaluationListener(Listener):

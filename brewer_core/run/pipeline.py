@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from brewer_core.batches import move_to_device
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage, load_run_config
+from brewer_core.config.run import TeacherRef
 from brewer_core.errors import BrewerError, ConfigError, RequestError
 from brewer_core.plugins import default_registry
 from brewer_core.precision import check_precision
@@ -24,24 +25,31 @@ from brewer_core.protocols import LoadedModel, Step
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
 from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, attempt, model_inputs
-from brewer_core.run.evaluation import Evaluator, check_best
+from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.manifest import manifest, now
 from brewer_core.run.optimization import make_optimizer
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, seeded, supervised_lesson, train
+from brewer_core.run.tasks import tasks_of_model, trained_model
 from brewer_core.teachers import evaluating
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, found out by building all of it and trying one batch of each stage."""
+    """What a run will do, found out by building all of it and trying one batch of each task in each stage.
+
+    The task of a run of one bears the name "".
+    """
 
     stages: tuple[tuple[str, str, int], ...]
     """Name, model and optimizer steps of each stage."""
-    rows: Mapping[str, int]
-    """Rows by data and split."""
-    classes: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, int]]
+    """Rows that are evaluated on, by task and use."""
+    classes: Mapping[str, tuple[str, ...]]
+    """Names of the classes by task."""
+    teachers: Mapping[str, tuple[str, ...]]
+    """Names of the teachers by task."""
     parameters: Mapping[str, int]
     """Parameters by model."""
     terms: Mapping[str, Mapping[str, float]]
@@ -87,31 +95,34 @@ def run_config(
 
 
 def plan(assembly: Assembly) -> Plan:
-    """Build every part and try one batch of each stage, without training.
+    """Build every part and try one batch of each task in each stage, without training.
 
     Raises ConfigError with every problem of data and models.
     """
     check_precision(assembly.config.precision, assembly.device)
     problems: list[str] = []
-    if (
-        attempt(problems, getattr, assembly, "task") is None
-        or attempt(problems, getattr, assembly, "tokenizer") is None
-    ):
+    tasks = {name: attempt(problems, assembly.task, name) for name in assembly.config.tasks_by_name}
+    if problems or attempt(problems, getattr, assembly, "tokenizer") is None:
         raise ConfigError(problems, "config")
     models = {name: attempt(problems, assembly.model, name) for name in assembly.config.models}
     for i, stage in enumerate(assembly.config.stages):
-        attempt(problems, assembly.training_set, stage, f"stages[{i}]")
-    evaluators = {use: attempt(problems, _evaluator, assembly, use) for use in ("data", "test")}
+        attempt(problems, assembly.training_sets, stage, f"stages[{i}]", isinstance(stage, SupervisedStage))
+    if assembly.config.baselines:
+        last = len(assembly.config.stages) - 1
+        attempt(problems, assembly.training_sets, assembly.config.stages[last], f"stages[{last}]", True)
+    evaluators = {use: _try_evaluators(problems, assembly, use) for use in ("data", "test")}
     if problems:  # a batch is tried only of what could be built
         raise ConfigError(list(dict.fromkeys(problems)), "config")
     tried = {stage.name: attempt(problems, _try_stage, assembly, i) for i, stage in enumerate(assembly.config.stages)}
     attempt(problems, _check_best, assembly, evaluators["data"])
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), "config")
+    rows = {use: evaluator.rows for use, evaluator in evaluators.items()}
     return Plan(
         stages=tuple((stage.name, trained_model(stage), tried[stage.name][0]) for stage in assembly.config.stages),
-        rows={use: evaluator.rows for use, evaluator in evaluators.items()},
-        classes=assembly.task.labels,
+        rows={task: {use: count[task] for use, count in rows.items() if task in count} for task in tasks},
+        classes={name: task.labels for name, task in tasks.items()},
+        teachers={task: _teachers_of(assembly.config, task) for task in tasks},
         parameters={name: count_parameters(model) for name, model in models.items()},
         terms={name: terms for name, (_, terms) in tried.items()},
     )
@@ -131,8 +142,8 @@ class _Run:
         self._first_weights: dict[str, Tensor] = {}  # of the latest distillation's student, for its baselines
         files = _copy_plugins(plugin_files, folder)
         self.manifest = manifest(self.config, assembly.registry, assembly.device, files)
-        self.during = _evaluator(assembly, "data")
-        self.final = _evaluator(assembly, "test")
+        self.during = _evaluators(assembly, "data")
+        self.final = _evaluators(assembly, "test")
 
     def carry_out(self) -> dict[str, Any]:
         """Every stage, every baseline, the final figures."""
@@ -181,7 +192,7 @@ class _Run:
             steps = self.outcomes[last.student].steps
             lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
             outcome = self._train(lesson, self.folder.baseline(name), tracking, model)
-            figures[name] = self._figures(last.student, model, outcome, last.adaptors.student)
+            figures[name] = self._figures(last.student, model, outcome, lesson.adaptors)
         return figures
 
     def _summary(self, started: float) -> dict[str, Any]:
@@ -189,35 +200,51 @@ class _Run:
         _publish(self.folder, last.name)
         student = trained_model(last)
         baselines = self._baselines(last, f"stages[{position}]") if isinstance(last, DistillStage) else {}
+        teachers = self._teachers(last) if isinstance(last, DistillStage) else {}
         return {
-            "teacher": self._teacher(last) if isinstance(last, DistillStage) else None,
+            "teacher": next(iter(teachers.values()), None),
+            "teachers": teachers,
             "student": self._final(student, _student_adaptor(self.config)),
             "baselines": baselines,
             "steps": self.outcomes[student].steps,
             "seed": self.config.seed,
-            "evaluated_on": self.config.evaluation.test or self.config.evaluation.data,
-            "rows": self.final.rows,
+            "evaluated_on": self._unnamed({task: ref for task, (ref, _) in self.assembly.evaluated_on("test").items()}),
+            "rows": self._unnamed(self.final.rows),
             "seconds": round(time.perf_counter() - started, 2),
         }
 
-    def _final(self, name: str, adaptor: ComponentRef) -> dict[str, Any]:
-        return self._figures(name, self.assembly.model(name), self.outcomes.get(name, Outcome(0, 0.0)), adaptor)
+    def _unnamed(self, by_task: Mapping[str, Any]) -> Any:
+        """A value for each task; in a run without `tasks` the only one."""
+        return by_task if self.config.tasks else by_task[""]
 
-    def _teacher(self, last: DistillStage) -> dict[str, Any]:
-        first = last.teachers[0]
-        return self._final(first.model, first.adaptor or last.adaptors.teacher)
+    def _final(self, name: str, refs: ComponentRef | Mapping[str, ComponentRef]) -> dict[str, Any]:
+        outcome = self.outcomes.get(name, Outcome(0, 0.0))
+        return self._figures(name, self.assembly.model(name), outcome, self.assembly.adaptors(name, refs))
 
-    def _metrics(self, model: LoadedModel, outcome: Outcome, adaptor: ComponentRef) -> Mapping[str, float]:
+    def _teachers(self, last: DistillStage) -> dict[str, Any]:
+        """The figures of each teacher of the last stage, by the name of its model."""
+        return {name: self._final(name, self._adaptors_of(name, last)) for name in _models(last.teachers)}
+
+    def _adaptors_of(self, teacher: str, last: DistillStage) -> dict[str, ComponentRef]:
+        """Which adaptor a teacher has for each of its tasks, also for those that it does not teach in the last stage."""
+        own = {ref.task or "": ref.adaptor for ref in last.teachers if ref.model == teacher}
+        return {task: own.get(task) or last.adaptors.teacher for task in tasks_of_model(self.config, teacher)}
+
+    def _metrics(
+        self, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
+    ) -> Mapping[str, float]:
         """The final figures; those that the training ended with, where they are of the same rows."""
         if outcome.metrics and self.final.same_rows(self.during):
             return outcome.metrics
-        return self.final(model.model, self.assembly.bind(adaptor).target)
+        return self.final(model.model, adaptors)
 
-    def _figures(self, name: str, model: LoadedModel, outcome: Outcome, adaptor: ComponentRef) -> dict[str, Any]:
+    def _figures(
+        self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
+    ) -> dict[str, Any]:
         return {
             "model": name,
             "origin": model.origin,
-            "metrics": self._metrics(model, outcome, adaptor),
+            "metrics": self._metrics(model, outcome, adaptors),
             "parameters": count_parameters(model),
             "steps": outcome.steps,
             "best_step": outcome.best_step,
@@ -230,16 +257,22 @@ class _Run:
         self.folder.write_json(names.MANIFEST, self.manifest)
 
 
-def trained_model(stage: SupervisedStage | DistillStage) -> str:
-    """The name of the model that a stage trains."""
-    return stage.student if isinstance(stage, DistillStage) else stage.model
+def _models(teachers: Iterable[TeacherRef]) -> list[str]:
+    """The names of the teachers' models, each once."""
+    return list(dict.fromkeys(teacher.model for teacher in teachers))
 
 
-def _check_best(assembly: Assembly, evaluator: Evaluator) -> None:
+def _teachers_of(config: RunConfig, task: str) -> tuple[str, ...]:
+    """The models that teach a task in any stage."""
+    stages = [stage for stage in config.stages if isinstance(stage, DistillStage)]
+    return tuple(_models(ref for stage in stages for ref in stage.teachers if (ref.task or "") == task))
+
+
+def _check_best(assembly: Assembly, evaluators: TaskEvaluators) -> None:
     """Raises ConfigError where the best checkpoint is to be chosen by a figure that no metric gives."""
     best = assembly.config.evaluation.best
     if best is not None:
-        check_best(best, list(evaluator.measure([0, 1], [0, 1])))
+        check_best(best, evaluators.known())
 
 
 def _student_adaptor(config: RunConfig) -> ComponentRef:
@@ -283,13 +316,22 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
         lesson = distill_lesson(assembly, stage, path, assembly.model(stage.student))
     else:
         lesson = supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
-    batch = move_to_device(next(iter(lesson.loader)), assembly.device)
-    needs = lesson.learner.needs
+    loaders = lesson.loader if isinstance(lesson.loader, Mapping) else {"": lesson.loader}
+    terms: dict[str, float] = {}
     with evaluating(lesson.learner), torch.no_grad(), _located(path):
-        answers = {name: teacher.features(batch, needs.teacher(name)) for name, teacher in lesson.teachers.items()}
-        losses = lesson.learner(stage.name, batch, answers, Step(0, lesson.total_steps))
+        for task, loader in loaders.items():
+            losses = _try_batch(lesson, task, move_to_device(next(iter(loader)), assembly.device))
+            terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
     make_optimizer(stage.training.optimizer, lesson.learner.student)
-    return lesson.total_steps, {name: loss.item() for name, loss in losses.items()}
+    return lesson.total_steps, terms
+
+
+def _try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
+    learner = lesson.learner
+    asked = learner.strategy.teachers_for(task, tuple(lesson.teachers))
+    answers = {name: lesson.teachers[name].features(batch, learner.needs.teacher(name)) for name in asked}
+    losses: Mapping[str, Tensor] = learner(task, batch, answers, Step(0, lesson.total_steps))
+    return losses
 
 
 @contextmanager
@@ -301,11 +343,21 @@ def _located(path: str) -> Iterator[None]:
         raise ConfigError([f"{path}: {str(error).rstrip('.')}"], "config") from error
 
 
-def _evaluator(assembly: Assembly, use: str) -> Evaluator:
+def _evaluators(assembly: Assembly, use: str) -> TaskEvaluators:
+    return TaskEvaluators({task: _evaluator(assembly, use, task) for task in assembly.evaluated_on(use)})
+
+
+def _try_evaluators(problems: list[str], assembly: Assembly, use: str) -> TaskEvaluators:
+    """The evaluators of each task that has any; what is wrong with the others joins the problems."""
+    tried = {task: attempt(problems, _evaluator, assembly, use, task) for task in assembly.evaluated_on(use)}
+    return TaskEvaluators({task: evaluator for task, evaluator in tried.items() if evaluator is not None})
+
+
+def _evaluator(assembly: Assembly, use: str, task: str) -> Evaluator:
     config = assembly.config
     metrics = {_metric_name(ref, i, config): assembly.bind(ref) for i, ref in enumerate(config.evaluation.metrics)}
-    loader = assembly.evaluation_loader(use)
-    return Evaluator(loader, metrics, assembly.task, assembly.device, config.precision, model_inputs)
+    loader = assembly.evaluation_loader(use, task)
+    return Evaluator(loader, metrics, assembly.task(task), assembly.device, config.precision, model_inputs)
 
 
 def _metric_name(ref: ComponentRef, position: int, config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from brewer_core.batches import call_model, move_to_device
 from brewer_core.cache import RememberingTeacher
@@ -25,11 +27,12 @@ from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
 from brewer_core.protocols import LoadedModel, ModelInfo, Needs, Strategy, Teacher
-from brewer_core.run.assembly import Assembly, model_inputs
-from brewer_core.run.evaluation import EvaluationListener, Evaluator
+from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
+from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
+from brewer_core.run.tasks import best_for, named_teachers, trained_model
 from brewer_core.teachers import LiveTeacher, evaluating
 
 DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
@@ -37,17 +40,25 @@ DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a stage trains: a learner, on batches, with teachers."""
+    """What a stage trains: a learner, on batches, with teachers.
+
+    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
+    """
 
     learner: Learner
     teachers: Mapping[str, Teacher]
     loader: Any
     training: Optimization
+    adaptors: Mapping[str, Callable[..., Any]]
 
     @property
     def duration(self) -> Duration:
-        """How long it is trained."""
-        return Duration(self.training.epochs, self.training.steps)
+        """How long it is trained; an epoch of tasks that are drawn is as many steps as have their batches together."""
+        epochs = self.training.epochs
+        if epochs is None or not isinstance(self.loader, Mapping):
+            return Duration(epochs, self.training.steps)
+        batches = sum(len(loader) for loader in self.loader.values())
+        return Duration(steps=epochs * math.ceil(batches / self.training.accumulation))
 
     @property
     def total_steps(self) -> int:
@@ -75,38 +86,47 @@ def supervised_lesson(
 ) -> Lesson:
     """The lesson of a supervised stage; or, with steps, that of a distillation's baseline on its labelled rows."""
     training = stage.training.model_copy(update={"steps": steps, "epochs": None}) if steps else stage.training
-    dataset = assembly.training_set(stage, path, labelled_only=True)
-    if all(label < 0 for label in dataset.labels):
-        raise ConfigError([f"{path}.train: no row has a label, so there is nothing to learn from"], "config")
+    loaders = _loaders(assembly, assembly.training_sets(stage, path, labelled_only=True), training, purpose)
     ref = stage.adaptors.student if isinstance(stage, DistillStage) else DEFAULT_ADAPTOR
-    strategy = assembly.registry.bind("strategy", "supervised")()
+    adaptors = assembly.adaptors(trained_model(stage), ref)
+    strategy = assembly.registry.bind("strategy", "supervised", _drawing(stage))()
+    alone = next(iter(loaders)) if len(loaders) == 1 else None
     learner = Learner(
         model.model.to(assembly.device),
-        assembly.bind(ref).target,
+        adaptors if alone is None else adaptors[alone],
         Objective(None),
         strategy,
         precision=assembly.config.precision,
         arguments=model.forward_arguments(frozenset({"logits"})),
         model_inputs=model_inputs,
     )
-    return Lesson(learner, {}, assembly.training_loader(dataset, training, purpose), training)
+    return Lesson(learner, {}, loaders if alone is None else loaders[alone], training, adaptors)
 
 
 def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel) -> Lesson:
     """The lesson of a distillation: teachers as far as they are trained, and the student."""
     config = stage.distillation
     strategy = assembly.bind(stage.strategy)()
-    needs = _needs(strategy, config)
-    dataset = assembly.training_set(stage, path)
-    batches = assembly.training_loader(dataset, stage.training, stage.name)
-    student_adaptor = assembly.bind(stage.adaptors.student).target
+    sets = assembly.training_sets(stage, path)
+    _check_tasks(strategy, stage, path, list(sets))
+    refs, adaptors = named_teachers(stage), assembly.adaptors(stage.student, stage.adaptors.student)
+    needs = _needs(strategy, config, list(refs))
     arguments = dict(student.forward_arguments(needs.student))
-    live = {ref.model: _live_teacher(assembly, stage, ref, needs) for ref in stage.teachers}
-    sample = move_to_device(next(iter(assembly.training_loader(dataset, stage.training, "sample"))), assembly.device)
-    known = _features(student.model.to(assembly.device), student_adaptor, sample, arguments)
+    live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
+    samples = {
+        task: move_to_device(next(iter(sample)), assembly.device)
+        for task, sample in _loaders(assembly, sets, stage.training, "sample").items()
+    }
+    first, sample = next(iter(samples.items()))
+    known = _features(student.model.to(assembly.device), adaptors[first], sample, arguments)
     infos = {
-        ref.model: ModelInfo.of(ref.model, live[ref.model].features(sample, needs.teacher(ref.model)), ref.weight)
-        for ref in stage.teachers
+        name: ModelInfo.of(
+            name,
+            live[name].features(samples[ref.task or ""], needs.teacher(name)),
+            ref.weight,
+            (ref.task,) if ref.task else (),
+        )
+        for name, ref in refs.items()
     }
     own = ModelInfo.of(stage.student, known)
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
@@ -115,9 +135,10 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
         except ConfigError as error:
             raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
         parts = strategy.build(own, infos)
+    loaders = _loaders(assembly, sets, stage.training, stage.name)
     learner = Learner(
         student.model,
-        student_adaptor,
+        adaptors if strategy.several_tasks else adaptors[first],
         objective,
         strategy,
         parts=parts,
@@ -128,7 +149,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     teachers: dict[str, Teacher] = dict(live)
     if config.is_caching_logits:
         teachers = {name: RememberingTeacher(teacher) for name, teacher in live.items()}
-    return Lesson(learner, teachers, batches, stage.training)
+    return Lesson(learner, teachers, loaders if strategy.several_tasks else loaders[first], stage.training, adaptors)
 
 
 def train(
@@ -137,7 +158,7 @@ def train(
     folder: Path,
     tracking: str,
     run_folder: RunFolder,
-    evaluator: Evaluator,
+    evaluators: TaskEvaluators,
     reporter: Reporter,
 ) -> Outcome:
     """Train a lesson. What is drawn (dropout) comes from a seed of its own; the caller's generators stay as they were.
@@ -149,11 +170,12 @@ def train(
     refs = (always, *(ref for ref in config.trackers if ref.name != always.name))
     trackers = [_tracker(assembly, ref, run_folder, tracking) for ref in refs]
     checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
+    evaluated = [task for task in evaluators.evaluators if task in lesson.adaptors]
     evaluation = EvaluationListener(
-        lambda: evaluator(lesson.learner.student, lesson.learner.adaptor_for("")),
+        lambda: evaluators(lesson.learner.student, lesson.adaptors),
         lesson.learner.student,
         every_steps=config.evaluation.every_steps,
-        best=config.evaluation.best if training.keep_best else None,
+        best=best_for(config.evaluation.best, evaluated) if training.keep_best else None,
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if checkpoints else None,
     )
@@ -189,21 +211,51 @@ def _settings(training: Optimization, precision: str) -> Settings:
     )
 
 
-def _needs(strategy: Strategy, config: DistillationConfig) -> Needs:
+def _loaders(
+    assembly: Assembly, sets: Mapping[str, JoinedText], training: Optimization, purpose: str
+) -> dict[str, DataLoader[Any]]:
+    """A loader for each task, in an order of its own."""
+    purposes = {task: purpose if len(sets) == 1 else f"{purpose}/{task}" for task in sets}
+    return {task: assembly.training_loader(rows, training, purposes[task]) for task, rows in sets.items()}
+
+
+def _drawing(stage: SupervisedStage | DistillStage) -> dict[str, Any]:
+    """The options with which labels are learnt: a baseline draws its tasks as the distillation does."""
+    tau = stage.strategy.options.get("tau") if isinstance(stage, DistillStage) else None
+    return {} if tau is None else {"tau": tau}
+
+
+def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequence[str]) -> None:
+    """Raises ConfigError where there are several tasks, and the strategy cannot draw among them."""
+    if len(tasks) > 1 and not strategy.several_tasks:
+        raise ConfigError(
+            [
+                f"{path}.strategy: `{stage.strategy.name}` trains on one task, and the data of the stage are of "
+                f'{", ".join(tasks)}; use "multi_task", or a stage for each'
+            ],
+            "config",
+        )
+
+
+def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[str]) -> Needs:
     """What the models must give: asked before the objective is there, which needs their widths."""
-    read = frozenset({"logits", *(match.feature for match in config.matches)})
     own = strategy.needs(Objective(None))
-    return Needs(own.student | read, own.every_teacher | read, own.by_teacher)
+    of_all = {"logits", *(match.feature for match in config.matches if match.teacher is None)}
+    by_teacher = {
+        name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
+        for i, name in enumerate(teachers)
+    }
+    return Needs(own.student | of_all | {m.feature for m in config.matches}, own.every_teacher | of_all, by_teacher)
 
 
-def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: Needs) -> LiveTeacher:
+def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: frozenset[str]) -> LiveTeacher:
     loaded = assembly.model(ref.model)
     return LiveTeacher(
         loaded.model,
-        assembly.bind(ref.adaptor or stage.adaptors.teacher).target,
+        assembly.adaptors(ref.model, ref.adaptor or stage.adaptors.teacher)[ref.task or ""],
         assembly.device,
         precision=assembly.config.precision,
-        arguments=loaded.forward_arguments(needs.teacher(ref.model)),
+        arguments=loaded.forward_arguments(needs),
         model_inputs=model_inputs,
     )
 

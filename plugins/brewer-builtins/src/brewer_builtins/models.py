@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import re
@@ -62,7 +63,7 @@ def hf(
     _check_task(task, num_labels)
     with _quiet(), _drawn_from(seed):
         if keep_layers is not None:
-            return _from_teacher(teacher, keep_layers, num_labels)
+            return _from_teacher(teacher, keep_layers, task, num_labels)
         if config is not None:
             return _from_config(config, tokenizer, task, num_labels)
         if distribution is not None:
@@ -126,7 +127,7 @@ def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labe
     return _loaded(model, tokenizer, "from scratch")
 
 
-def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], num_labels: int) -> LoadedModel:
+def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], task: Task, num_labels: int) -> LoadedModel:
     if teacher is None:
         raise RequestError("`keep_layers` takes layers from a teacher, and this model has none.")
     if not isinstance(teacher.model, _transformers().PreTrainedModel):
@@ -134,10 +135,19 @@ def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], num_labels
             f"`keep_layers` needs a teacher of transformers, not a {type(teacher.model).__name__}; use `config` instead."
         )
     long: Any = teacher.model
-    if long.config.num_labels != num_labels:
-        raise RequestError(f"the teacher has {long.config.num_labels} classes, and the run {num_labels}.")
+    if _class_names(long.config) != _class_names(_with_labels(copy.deepcopy(long.config), task, num_labels)):
+        long = _with_head(long, task, num_labels)
     kept = ", ".join(map(str, layers))
     return _loaded(shortened(long, layers), teacher.tokenizer, f"layers {kept} of its teacher")
+
+
+def _with_head(model: Any, task: Task, num_labels: int) -> Any:
+    """A copy of a model with a head for other classes, drawn anew as far as it is of another size."""
+    headed = type(model)(_with_labels(copy.deepcopy(model.config), task, num_labels))
+    sizes = {name: tensor.shape for name, tensor in headed.state_dict().items()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.shape == sizes[name]}
+    headed.load_state_dict(kept, strict=False)
+    return headed
 
 
 def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
@@ -221,7 +231,7 @@ def _tokenizer_beside(source: Path | str, tokenizer: Any) -> Any:
 
 def _check_class_order(source: Path | str, settings: Any, task: Task) -> None:
     """A trained head answers in its own order of classes; another order would only look like a bad model."""
-    own = [name for _, name in sorted((settings.id2label or {}).items())]
+    own = _class_names(settings)
     if sorted(own) == sorted(task.labels) and own != list(task.labels):
         raise RequestError(
             f"{source} has the classes in the order {', '.join(own)}, and the run in the order "
@@ -239,6 +249,10 @@ def _check_body(source: Path | str, model: Any, report: Mapping[str, Any]) -> No
             )
     if set(dict(model.named_parameters())) <= set(report["missing_keys"]):
         raise RequestError(f"{_unreadable(source)}: no weight in it is called as in a {type(model).__name__}.")
+
+
+def _class_names(settings: Any) -> list[str]:
+    return [name for _, name in sorted((settings.id2label or {}).items())]
 
 
 def _with_labels(settings: Any, task: Task, num_labels: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -12,6 +12,11 @@ from brewer_core import Draws, Features, ModelInfo, Objective, RequestError, Ste
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Tau: TypeAlias = Annotated[
+    float,
+    Field(description="A task is drawn with a probability proportional to its number of batches to this power."),
+]
 
 
 class General(Strategy):
@@ -87,15 +92,12 @@ class MultiTask(MultiTeacher):
     Source: TextBrewer, arXiv:2002.12620, with sampling by size^tau.
     """
 
+    several_tasks: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
-        tau: Annotated[
-            float,
-            Field(
-                description="A task is drawn with a probability proportional to its number of batches to this power."
-            ),
-        ] = 1.0,
+        tau: Tau = 1.0,
         average: Annotated[
             Literal["logits", "probabilities"],
             Field(description="What is averaged where a task has several teachers."),
@@ -114,12 +116,7 @@ class MultiTask(MultiTeacher):
         """Batches of tasks that are drawn one by one; uniformly where the size of any task is not known."""
         if not isinstance(loaders, Mapping) or not loaders:
             raise RequestError("the strategy `multi_task` needs a mapping from task to loader, with one task or more.")
-        names = list(loaders)
-        streams = {name: cycle(loader, f"the loader of the task {name!r}") for name, loader in loaders.items()}
-        probabilities = self._probabilities(list(loaders.values()))
-        while True:
-            task = str(generator.choice(names, p=probabilities))
-            yield task, next(streams[task])
+        return drawn(loaders, self.tau, generator)
 
     def teachers_for(self, task: str, teachers: Sequence[str]) -> Sequence[str]:
         """The teachers of a task. Raises RequestError where it has none."""
@@ -128,19 +125,20 @@ class MultiTask(MultiTeacher):
             raise RequestError(f"the task {task!r} has no teacher; there are {', '.join(teachers) or 'none'}.")
         return asked
 
-    def _probabilities(self, loaders: Sequence[Any]) -> list[float] | None:
-        try:
-            sizes = [len(loader) for loader in loaders]
-        except TypeError:  # a size that is not known
-            return None
-        if 0 in sizes:  # its own error comes when it is drawn; nothing to the power of a negative tau is no number
-            return None
-        powers = [pow(size, self.tau) for size in sizes]
-        return [power / sum(powers) for power in powers]
-
 
 class Supervised(Strategy):
-    """No teacher: the model's own losses on labels."""
+    """No teacher: the model's own losses on labels, of one task or of several that are drawn as `multi_task` draws them."""
+
+    several_tasks: ClassVar[bool] = True
+
+    def __init__(self, *, tau: Tau = 1.0) -> None:
+        self.tau = tau
+
+    def batches(self, loaders: Any, generator: Draws) -> Iterator[tuple[str, Any]]:
+        """The batches of one loader in its order; of a mapping from task to loader those that are drawn."""
+        if isinstance(loaders, Mapping):
+            return drawn(loaders, self.tau, generator)
+        return super().batches(loaders, generator)
 
     def teachers_for(self, task: str, teachers: Sequence[str]) -> Sequence[str]:
         """None."""
@@ -153,6 +151,27 @@ class Supervised(Strategy):
         """The model's own losses."""
         del task, teachers, step
         return objective.label_terms(student)
+
+
+def drawn(loaders: Mapping[str, Any], tau: float, generator: Draws) -> Iterator[tuple[str, Any]]:
+    """Batches without end, each with its task, which is drawn by size^tau; uniformly where any size is not known."""
+    names = list(loaders)
+    streams = {name: cycle(loader, f"the loader of the task {name!r}") for name, loader in loaders.items()}
+    probabilities = _probabilities(list(loaders.values()), tau)
+    while True:
+        task = names[int(generator.choice(range(len(names)), p=probabilities))]
+        yield task, next(streams[task])
+
+
+def _probabilities(loaders: Sequence[Any], tau: float) -> list[float] | None:
+    try:
+        sizes = [len(loader) for loader in loaders]
+    except TypeError:  # a size that is not known
+        return None
+    if 0 in sizes:  # its own error comes when it is drawn; nothing to the power of a negative tau is no number
+        return None
+    powers = [pow(size, tau) for size in sizes]
+    return [power / sum(powers) for power in powers]
 
 
 @hookimpl
