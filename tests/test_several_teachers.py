@@ -630,6 +630,14 @@ def test_draws_repeat_under_a_seed_and_differ_under_another() -> None:
     assert numpy.random.get_state(legacy=False)["state"]["pos"] == state
 
 
+def test_a_tau_that_no_probability_comes_of_is_refused() -> None:
+    draws = numpy.random.default_rng(0)
+    for tau in (5000.0, -5000.0):
+        with pytest.raises(RequestError) as caught:
+            next(MultiTask(tau=tau).batches({"a": [1] * 3, "b": [1] * 9}, draws))
+        assert str(caught.value) == f"tau {tau:g} is too far from 0 for tasks of 3, 9 batches; 0 to 1 is usual."
+
+
 def test_a_batch_is_read_only_when_it_is_drawn() -> None:
     read = []
 

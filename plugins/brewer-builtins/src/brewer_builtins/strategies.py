@@ -59,7 +59,10 @@ class MultiTeacher(Strategy):
         *,
         average: Annotated[
             Literal["logits", "probabilities"],
-            Field(description="What is averaged: logits as they are, or probabilities at the configured temperature."),
+            Field(
+                description="What is averaged: logits as they are, or probabilities at the configured temperature, which "
+                "are then given as their logarithms."
+            ),
         ] = "logits",
     ) -> None:
         self.average = average
@@ -170,8 +173,13 @@ def _probabilities(loaders: Sequence[Any], tau: float) -> list[float] | None:
         return None
     if 0 in sizes:  # its own error comes when it is drawn; nothing to the power of a negative tau is no number
         return None
-    powers = [pow(size, tau) for size in sizes]
-    return [power / sum(powers) for power in powers]
+    try:
+        powers = [pow(size, tau) for size in sizes]
+        return [power / sum(powers) for power in powers]
+    except (OverflowError, ZeroDivisionError) as error:
+        raise RequestError(
+            f"tau {tau:g} is too far from 0 for tasks of {', '.join(map(str, sizes))} batches; 0 to 1 is usual."
+        ) from error
 
 
 @hookimpl
