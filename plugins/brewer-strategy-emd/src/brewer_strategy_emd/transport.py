@@ -5,6 +5,9 @@ Shapes: S layers of the student, T layers of the teacher. Everything here is Num
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,11 +54,9 @@ class Transport(NamedTuple):
         """
         if not np.isfinite(costs).all():
             return cls(np.outer(weights.student, weights.teacher), costs, weights)
-        import ot  # takes a second, once
-
         # The solver's tolerance is absolute: costs of 1e-12, or of 1 that differ by as little, would all be alike to it.
         relative = costs - costs.min()
-        plan = ot.emd(weights.student, weights.teacher, relative / (relative.max() or 1.0))
+        plan = _solver()(weights.student, weights.teacher, relative / (relative.max() or 1.0))
         return cls(plan, costs, weights)
 
     def cost_attention(self, temperature: float) -> LayerWeights:
@@ -65,6 +66,16 @@ class Transport(NamedTuple):
             _cost_attention(work.sum(axis=1), self.weights.student, temperature),
             _cost_attention(work.sum(axis=0), self.weights.teacher, temperature),
         )
+
+
+@functools.cache
+def _solver() -> Callable[..., Array]:
+    """POT's exact solver, whose import takes a second."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its docstrings, which Python warns of when it compiles them
+        import ot
+    solve: Callable[..., Array] = ot.emd
+    return solve
 
 
 def _cost_attention(work: Array, weights: Array, temperature: float) -> Array:
