@@ -86,7 +86,7 @@ def _head(logits: Tensor, mask: Tensor | None, valid: Tensor | None) -> Iterator
     if logits.dim() == 2:
         yield from (_Row(row.clone()) for row in logits)
         return
-    marks = None if mask is None else mask.bool().cpu()
+    marks = None if mask is None else mask.bool().cpu().expand(logits.shape[:2])
     padded_to = None if valid is None else valid.shape[1]
     for i, row in enumerate(logits):
         if marks is None:

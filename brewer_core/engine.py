@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -177,7 +178,7 @@ class Engine:
         return {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if isinstance(self.scheduler, _Stateful) else None,
+            "scheduler": self._schedule_state(),
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
             "step": self.step,
@@ -187,11 +188,27 @@ class Engine:
         """Take up a state that `state_dict` gave."""
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.scheduler, _Stateful):
+        if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.learner.strategy.load_state_dict(state["strategy"])
         self.step = int(state["step"])
+
+    def _schedule_state(self) -> dict[str, Any] | None:
+        """The schedule's state; None where it has none, or one that cannot be saved, of which is warned."""
+        if not isinstance(self.scheduler, _Stateful):
+            return None
+        state = self.scheduler.state_dict()
+        try:
+            pickle.dumps(state)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            warnings.warn(
+                f"checkpoints hold no state of the schedule {type(self.scheduler).__name__}, for it cannot be saved: {error}; "
+                "keep functions out of its attributes, or give it a state_dict() without them.",
+                stacklevel=2,
+            )
+            return None
+        return state
 
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where the scaler skipped it."""
@@ -264,7 +281,9 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
             return torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
-        return torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        # torch has no norm of a sparse tensor
+        return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
     def _check_finite(self, recorded: Sequence[Mapping[str, _Part]], norm: Tensor) -> None:
         """Read one flag; under fp16 overflowing gradients are the scaler's business."""
@@ -409,6 +428,8 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> 
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    if not groups:  # what wraps an optimizer may have no defaults
+        return
     known = {key for group in (optimizer.defaults, *optimizer.param_groups) for key in group}
     for key in [key for group in groups for key in group if key not in known]:
         raise RequestError(

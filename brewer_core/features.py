@@ -72,14 +72,15 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def of(cls, returned: Features | Mapping[str, Any], source: str = "the adaptor") -> Features:
         """Features from an adaptor's mapping: single tensors become tuples of one, lists become tuples.
 
-        A value may be a `Feature` that states its axes; the axes of others follow from name and rank.
-        Raises AdaptorError where it is no mapping, or a value no tensor.
+        A value may be a `Feature` that states its axes; the axes of others follow from name and rank. Left out are None,
+        a list of None alone, and what is no tensor under a name that is none of the known features.
+        Raises AdaptorError where it is no mapping, or a known feature no tensor.
         """
         if isinstance(returned, Features):
             return returned
         if not isinstance(returned, Mapping):
             raise AdaptorError(f"{source} returned a {type(returned).__name__}; it must return a dict of features.")
-        return cls({name: _feature(name, value, source) for name, value in returned.items() if value is not None})
+        return cls({name: _feature(name, value, source) for name, value in returned.items() if _is_given(name, value)})
 
     def axes(self, name: str) -> str:
         """The axes of a feature's tensors, such as `B L D`."""
@@ -120,6 +121,15 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def __repr__(self) -> str:
         shapes = {name: [tuple(t.shape) for t in feature.tensors] for name, feature in self._features.items()}
         return f"Features({shapes})"
+
+
+def _is_given(name: str, value: Any) -> bool:
+    parts = value if isinstance(value, (list, tuple)) else (value,)
+    if parts and all(part is None for part in parts):  # attentions that a model was not asked for
+        return False
+    import torch
+
+    return name in _AXES or isinstance(value, Feature) or all(isinstance(part, torch.Tensor) for part in parts)
 
 
 def _feature(name: str, value: Any, source: str) -> Feature:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from brewer_core import (
     TrainingConfig,
     default_registry,
 )
-from brewer_core.errors import AdaptorError, BrewerError, DataError, ReadOnlyError, RequestError
+from brewer_core.errors import BrewerError, DataError, ReadOnlyError, RequestError
 from fakes import plugin
 from tiny import Tiny, adaptor, assert_same, batches, table, weights
 
@@ -153,96 +152,15 @@ def test_train_may_be_called_twice_with_the_same_optimizer(tmp_path: Path) -> No
     assert not torch.equal(once["of_rows.weight"], weights(distiller.model_S)["of_rows.weight"])
 
 
-def test_a_shorter_training_in_the_same_folder_leaves_its_own_checkpoint(tmp_path: Path) -> None:
-    distiller = made("BasicDistiller", training(tmp_path))
-    for steps in (4, 2):
-        distiller.train(sgd(distiller), batches(table(), [8]), num_steps=steps)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
-    assert sorted(path.name for path in tmp_path.glob("gs*.pkl")) == ["gs2.pkl", "gs4.pkl"]
-
-
-def test_clipping_covers_projections(tmp_path: Path) -> None:
-    distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[{**MATCH, "weight": 1e5}])
-    optimizer = torch.optim.SGD(distiller.model_S.parameters(), lr=1.0)
-    kept = copy.deepcopy(distiller.model_S.state_dict())
-    norms = []
-    optimizer.register_step_pre_hook(lambda *_: norms.append(_norm(optimizer)))
-    distiller.train(optimizer, batches(table(), [8]), num_steps=1, max_grad_norm=1.0)
-    assert norms == [pytest.approx(1.0, rel=1e-4)]
-    assert not torch.equal(kept["embedding.weight"], distiller.model_S.state_dict()["embedding.weight"])
-
-
-def _norm(optimizer: torch.optim.Optimizer) -> float:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(optimizer.param_groups) == 2
-    return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-
-
-def test_without_logits_the_kd_loss_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel would need the parameters on a GPU")
+def test_gs_files_hold_what_is_inside_a_wrapper_for_several_devices(tmp_path: Path) -> None:
     teacher, student = models()
-    adapt = adaptor("losses")
+    adapt = adaptor(*NAMES)
     distiller = BasicDistiller(
-        training(tmp_path), DistillationConfig(hard_label_weight=1), teacher, student, adapt, adapt
+        training(tmp_path), DistillationConfig(), teacher, nn.DataParallel(student), adapt, adapt
     )
     distiller.train(sgd(distiller), batches(table(), [8]), 1)
-    assert (tmp_path / "gs1.pkl").exists()
-
-
-def test_heads_that_differ_in_number_are_not_cut_short(tmp_path: Path) -> None:
-    teacher, student = models()
-    config = training(tmp_path)
-    distiller = BasicDistiller(
-        config, DistillationConfig(), teacher, student, adaptor("two_heads"), adaptor("row_logits")
-    )
-    assert message(AdaptorError, lambda: distiller.train(sgd(distiller), batches(table(), [8]), 1)) == (
-        "the student's adaptor returns 1 logits and the teacher's 2; return equally many."
-    )
-
-
-def test_a_trainer_whose_adaptor_returns_no_losses_is_told(tmp_path: Path) -> None:
-    trainer = BasicTrainer(training(tmp_path), Tiny(4, 1), adaptor("hidden"))
-    assert message(AdaptorError, lambda: trainer.train(sgd(trainer), batches(table(), [8]), 1)) == (
-        "nothing to optimise: the student's adaptor returns hidden; it must return `losses`, or `logits` or other features "
-        "that a term compares with a teacher's."
-    )
-
-
-def test_a_scheduled_weight_multiplies_the_configured_one_and_the_config_stays(tmp_path: Path) -> None:
-    config = DistillationConfig(kd_loss_weight=0.5, kd_loss_weight_scheduler="linear_decay")
-    teacher, student = models()
-    adapt = adaptor("row_logits")
-    distiller = BasicDistiller(training(tmp_path), config, teacher, student, adapt, adapt)
-    before = config.to_dict()
-    distiller.train(sgd(distiller), batches(table(), [8]), num_steps=3)
-    assert distiller.d_config is config
-    assert config.to_dict() == before
-
-
-def test_a_teacher_in_training_mode_teaches_without_dropout_and_is_left_as_it_was(tmp_path: Path) -> None:
-    def trained(training_mode: bool) -> tuple[nn.Module, dict[str, Tensor]]:
-        teacher, student = Tiny(6, 2, dropout=0.5, seed=2).train(training_mode), Tiny(4, 1, seed=1)
-        adapt = adaptor("row_logits")
-        distiller = BasicDistiller(training(tmp_path), DistillationConfig(), teacher, student, adapt, adapt)
-        distiller.train(sgd(distiller), batches(table(), [8] * 3), 1)
-        return teacher, weights(student)
-
-    (teacher, first), (_, second) = trained(True), trained(False)
-    assert_same(first, second)
-    assert all(module.training for module in teacher.modules())
-
-
-# What is left behind
-
-
-def test_gs_files_are_plain_state_dicts_of_the_student(tmp_path: Path) -> None:
-    distiller = made("GeneralDistiller", training(tmp_path), intermediate_matches=[MATCH])
-    distiller.train(sgd(distiller), batches(table(), [8] * 2), 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "gs2.pkl", "gs4.pkl"]
-    state = torch.load(tmp_path / "gs4.pkl", weights_only=True)
-    assert_same(state, weights(distiller.model_S))
-    Tiny(4, 1).load_state_dict(state)
-    earlier = torch.load(tmp_path / "gs2.pkl", weights_only=True)
-    assert not torch.equal(earlier["of_rows.weight"], state["of_rows.weight"])
+    assert_same(torch.load(tmp_path / "gs1.pkl", weights_only=True), weights(student))
 
 
 def test_the_tensorboard_file_has_textbrewers_tags(tmp_path: Path) -> None:
@@ -306,6 +224,19 @@ def test_a_context_gives_the_distiller_and_restores_every_modules_mode(door: str
         assert all(module.training for module in student.modules())
         assert not any(module.training for model in taught for module in model.modules())
     assert [[module.training for module in model.modules()] for model in (student, *taught)] == modes
+
+
+def test_what_teacher_and_student_share_is_in_training_mode_in_the_context(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    teacher, student = distiller.model_T, distiller.model_S
+    teacher.pupil = student
+    student.layers.eval()
+    modes = [module.training for module in teacher.modules()]
+    with distiller:
+        assert all(module.training for module in student.modules())
+        assert not teacher.training
+        assert not teacher.layers.training
+    assert [module.training for module in teacher.modules()] == modes
 
 
 @pytest.mark.parametrize("door", DOORS)

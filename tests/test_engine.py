@@ -550,6 +550,28 @@ def test_a_parameter_outside_the_learner_is_refused() -> None:
     )
 
 
+def test_a_wrapped_optimizer_needs_no_defaults_where_nothing_is_added_to_it() -> None:
+    class Wrapped:
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.step, self.zero_grad, self.state_dict = inner.step, inner.zero_grad, inner.state_dict
+            self.param_groups = inner.param_groups
+
+    plain, wrapped = by_labels(), by_labels()
+    wrapping: Any = Wrapped(torch.optim.SGD(wrapped.learner.student.parameters(), lr=0.1))
+    for trained in (plain, Engine(wrapped.learner, wrapping, device=CPU)):
+        trained.train(batches(table(), [8] * 2), Duration(steps=2))
+    assert_same(student_of(plain), student_of(wrapped))
+
+
+def test_sparse_gradients_train_like_dense_ones() -> None:
+    dense, sparse = by_labels(), by_labels()
+    sparse.learner.student.embedding.sparse = True
+    for trained in (dense, sparse):
+        trained.train(batches(table(), [8] * 3), Duration(steps=3))
+    assert sparse.learner.student.embedding.weight.grad is None
+    assert_same(student_of(dense), student_of(sparse), 1e-6)
+
+
 # Values that are not finite
 
 
@@ -788,6 +810,29 @@ def test_a_training_continues_identically_from_a_checkpoint(done: int, duration:
     assert Checkpoints(tmp_path / "resumed").steps() == list(range(done + 1, 7))
     ours, theirs = (tmp_path / name / "step-6" / "state.pt" for name in ("resumed", "straight"))
     assert str(torch.load(ours, weights_only=True)) == str(torch.load(theirs, weights_only=True))
+
+
+class Fading(torch.optim.lr_scheduler.LRScheduler):
+    """A schedule that cannot be pickled."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.share = lambda step: 0.5**step
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [rate * self.share(self.last_epoch) for rate in self.base_lrs]
+
+
+def test_a_schedule_that_cannot_be_saved_trains_and_is_left_out_of_checkpoints(tmp_path: Path) -> None:
+    made = learner(CountingAdaptor("losses"))
+    optimizer = torch.optim.SGD(made.student.parameters(), lr=0.1)
+    trained = Engine(made, optimizer, device=CPU, schedule=Fading, checkpoints=Checkpoints(tmp_path))
+    with pytest.warns(UserWarning, match="checkpoints hold no state of the schedule Fading, for it cannot be saved: "):
+        trained.train(batches(table(), [8]), Duration(steps=3))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+    state = Checkpoints(tmp_path).load(3)
+    assert state["scheduler"] is None
+    trained.load_state_dict(state)
 
 
 def test_a_training_that_is_complete_has_nothing_to_continue(tmp_path: Path) -> None:

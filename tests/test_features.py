@@ -48,6 +48,15 @@ def test_what_is_none_is_absent() -> None:
     assert features.first("attention") is None
 
 
+def test_layers_that_are_all_none_are_absent() -> None:
+    assert list(Features.of({"logits": zeros(2, 3), "attention": (None, None)})) == ["logits"]
+
+
+@pytest.mark.parametrize("value", ["text", 3, {"a": zeros(1)}, [zeros(1), "text"], ([zeros(1)],)])
+def test_what_is_no_tensor_is_left_out_under_a_name_of_the_adaptors_own(value: Any) -> None:
+    assert list(Features.of({"logits": zeros(2, 3), "task": value, "pooled": zeros(2, 4)})) == ["logits", "pooled"]
+
+
 def test_features_are_taken_as_they_are() -> None:
     features = Features.of({"logits": zeros(2, 3)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -259,6 +260,21 @@ def test_one_mask_serves_several_heads() -> None:
     valid = mask.bool()
     expected = sum(kd_losses.ce(own[valid], other[valid], 2) for own, other in zip(heads, taught, strict=True))
     torch.testing.assert_close(together["kd_loss"], expected)
+
+
+@pytest.mark.parametrize("shape", [(B, 1), (1, L), (L,)])
+def test_a_mask_of_one_row_or_column_holds_for_all(shape: tuple[int, ...]) -> None:
+    mask = torch.arange(math.prod(shape)).reshape(shape) != 1
+    small, whole = (logits(B, L, V, logits_mask=m) for m in (mask, mask.expand(B, L)))
+    assert torch.equal(objective().kd_terms(*small, START)["kd_loss"], objective().kd_terms(*whole, START)["kd_loss"])
+
+
+@pytest.mark.parametrize("shape", [(B, L + 1), (B, L, V)])
+def test_a_mask_of_another_shape_than_its_logits_is_refused(shape: tuple[int, ...]) -> None:
+    student, teacher = logits(B, L, V, logits_mask=torch.ones(shape))
+    assert message(ShapeError, lambda: objective().kd_terms(student, teacher, START)) == (
+        f"the student's logits_mask {shape} does not belong to its logits (2, 4, 5); it must be (2, 4)."
+    )
 
 
 def test_masks_that_disagree_are_refused() -> None:
@@ -707,6 +723,13 @@ def test_probability_shift_comes_before_the_mask() -> None:
     expected = probability_shift(teacher["logits"][0], labels)[mask.bool()]
     assert torch.equal(seen.positional[1], expected)
     assert expected.argmax(-1).tolist() == [0, int(teacher["logits"][0][0, 1].argmax()), 4, 2]
+
+
+def test_labels_of_tokens_may_be_in_one_row() -> None:
+    labels = torch.tensor([[0, -100, 3, 3], [4, 3, 2, -100]])
+    terms = objective(probability_shift=True)
+    whole, flat = (terms.kd_terms(*logits(B, L, V, labels=given), START) for given in (labels, labels.flatten()))
+    assert torch.equal(whole["kd_loss"], flat["kd_loss"])
 
 
 def test_probability_shift_needs_labels_of_each_head() -> None:

@@ -257,6 +257,20 @@ def texts_in_batches(g: torch.Generator, *, masks: str, side: str) -> list[dict[
     return made
 
 
+class Alternating(Placed):
+    """The same, with a mask of one row for all."""
+
+    def features(self, batch: Any, needs: frozenset[str]) -> Features:
+        return super().features({**batch, "logits_mask": torch.tensor([[1, 0, 1]])}, needs)
+
+
+def test_a_mask_of_one_row_is_remembered_for_each() -> None:
+    ids = torch.tensor([[1, 2, 3], [3, 1, 2]])
+    batch, remembering = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, RememberingTeacher(Alternating())
+    remembering.features(batch, LOGITS)
+    assert remembering.features(batch, LOGITS)["logits_mask"][0].tolist() == [[True, False, True]] * 2
+
+
 @pytest.mark.parametrize("side", ["right", "left", "holes"])
 @pytest.mark.parametrize("masks", ["none", "within", "beyond padding"])
 @pytest.mark.parametrize("seed", range(5))

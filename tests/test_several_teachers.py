@@ -122,6 +122,15 @@ def test_a_teacher_without_a_mask_has_the_first_ones_as_in_textbrewer() -> None:
     assert torch.equal(found[~mask.bool()], logits[0][~mask.bool()])
 
 
+@pytest.mark.parametrize("mask", [torch.tensor([[1, 1, 0, 1]]), torch.tensor([[0.0], [1.0]])])
+def test_a_mask_of_one_row_or_column_holds_for_all(mask: Tensor) -> None:
+    logits = [random(B, 4, V, seed=1), random(B, 4, V, seed=2)]
+    small, whole = (
+        mean([{"logits": logits[0], "logits_mask": m}, {"logits": logits[1]}]) for m in (mask, mask.expand(B, 4))
+    )
+    assert torch.equal(small["logits"][0], whole["logits"][0])
+
+
 def test_a_teacher_without_logits_takes_no_part_in_the_mean() -> None:
     logits = random(B, V)
     assert torch.equal(mean([{"hidden": random(B, L, 2)}, {"logits": logits}])["logits"][0], logits)

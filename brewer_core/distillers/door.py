@@ -149,10 +149,16 @@ class _SavesStudent(Listener):
         self.student, self.folder, self.callback = student, folder, callback
 
     def checkpoint(self, step: int) -> None:
-        save_state_dict(self.student.state_dict(), self.folder / f"gs{step}.pkl")
+        save_state_dict(_unwrapped(self.student).state_dict(), self.folder / f"gs{step}.pkl")
         if self.callback is not None:
             self.callback(model=self.student, step=step)
             self.student.train()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a wrapper for several devices, whose names begin with `module.`."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return model.module if isinstance(model, wrappers) else model
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,10 +14,13 @@ class Modes:
         self._were: list[tuple[nn.Module, bool]] = []
 
     def enter(self, training: Iterable[nn.Module] = (), evaluating: Iterable[nn.Module] = ()) -> None:
-        """Put models in training or eval mode, and remember how each of their modules was."""
-        wanted = [(model, True) for model in training] + [(model, False) for model in evaluating]
+        """Put models in training or eval mode, and remember how each of their modules was.
+
+        What is part of both, such as an embedding that a teacher and its student share, is put in training mode.
+        """
+        wanted = [(model, False) for model in evaluating] + [(model, True) for model in training]
+        self._were += [(module, module.training) for model, _ in wanted for module in model.modules()]
         for model, mode in wanted:
-            self._were += [(module, module.training) for module in model.modules()]
             model.train(mode)
 
     def leave(self) -> None:

@@ -66,6 +66,9 @@ class LogitTerm(nn.Module):
         labels: Tensor | None,
         step: Step,
     ) -> Tensor:
+        shared = teacher_mask is mask
+        mask, teacher_mask = _positions(mask, student, "student"), _positions(teacher_mask, teacher, "teacher")
+        labels = _by_position(labels, student)
         if self.probability_shift:
             _check_labels(labels, student)
         valid = (_select(student, mask), _select(teacher, teacher_mask))
@@ -79,9 +82,9 @@ class LogitTerm(nn.Module):
         temperature = self._temperature(*valid, step)
         if "mask" not in self.loss.component.signature.inputs or student.dim() != 3:
             return self._scalar(self.loss(*valid, temperature, labels=valid_labels, progress=step.progress))
-        whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
+        whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
         spread = _spread(temperature, whole, self.temperature)
-        aligned = self._shifted(teacher, labels) if teacher_mask is mask else _in_places(valid[1], whole)
+        aligned = self._shifted(teacher, labels) if shared else _in_places(valid[1], whole)
         return self._scalar(self.loss(student, aligned, spread, mask=whole, labels=labels, progress=step.progress))
 
     def _shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -121,18 +124,38 @@ def _masks(features: Features, heads: int) -> Sequence[Tensor | None]:
     return masks * heads if len(masks) == 1 else masks
 
 
+def _positions(mask: Tensor | None, logits: Tensor, side: str) -> Tensor | None:
+    """[B, L], bool: the valid positions of [B, L, V]; None where all are, and for [B, C], on which a mask has no effect."""
+    if mask is None or logits.dim() != 3:
+        return None
+    try:
+        return mask.bool().expand(logits.shape[:2])
+    except RuntimeError as error:
+        raise ShapeError(
+            f"the {side}'s logits_mask {tuple(mask.shape)} does not belong to its logits {tuple(logits.shape)}; it must be "
+            f"{tuple(logits.shape[:2])}."
+        ) from error
+
+
+def _by_position(labels: Tensor | None, logits: Tensor) -> Tensor | None:
+    """[B, L]: the labels of [B, L, V], were they in one row; others as they are."""
+    if labels is None or logits.dim() != 3 or labels.dim() != 1 or labels.numel() != logits.shape[:2].numel():
+        return labels
+    return labels.reshape(logits.shape[:2])
+
+
 def _select(tensor: Tensor, mask: Tensor | None) -> Tensor:
     """[N, V]: the valid positions of [B, L, V]; a mask has no effect on [B, C]."""
     if tensor.dim() != 3:
         return tensor
-    return tensor.reshape(-1, tensor.shape[-1]) if mask is None else tensor[mask.bool()]
+    return tensor.reshape(-1, tensor.shape[-1]) if mask is None else tensor[mask]
 
 
 def _select_labels(labels: Tensor | None, logits: Tensor, mask: Tensor | None) -> Tensor | None:
     """[N]: the labels of the valid positions of [B, L, V]; those of [B, C] as they are."""
     if labels is None or logits.dim() != 3 or labels.shape[:2] != logits.shape[:2]:
         return labels
-    return labels.flatten(0, 1) if mask is None else labels[mask.bool()]
+    return labels.flatten(0, 1) if mask is None else labels[mask]
 
 
 def _spread(temperature: float | Tensor, mask: Tensor, base: float) -> float | Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import brewer_core
@@ -40,7 +41,7 @@ PAIRS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What one run is made of."""
+    """What one run is made of. student: what is trained, made of teacher and student."""
 
     door: str = "GeneralDistiller"
     features: tuple[str, ...] = ("row_logits", "labels", "losses")
@@ -53,11 +54,13 @@ class Case:
     inside_with: bool = True
     scheduler: Callable[..., Any] | None = None
     adapt: Callable[..., Any] | None = None
+    student: Callable[[nn.Module, nn.Module], nn.Module] = lambda teacher, student: student
 
 
 def run(library: Any, case: Case, folder: Path) -> Outcome:
     seed()
     teacher, student = Tiny(*TEACHER, dropout=case.dropout), Tiny(*STUDENT, dropout=case.dropout)
+    student = case.student(teacher, student)
     adapt = case.adapt or adaptor(*case.features)
     config = library.TrainingConfig(output_dir=str(folder), device="cpu", **case.training)
     if case.door == "BasicTrainer":
@@ -307,6 +310,47 @@ def with_cache(batch: dict[str, Any]) -> dict[str, Any]:
 def test_outputs_under_teacher_cache_stand_for_the_teachers(door: str, tmp_path: Path) -> None:
     train = {"num_epochs": 2, "batch_postprocessor": with_cache}
     assert_equal_runs(Case(door, as_rows=Sides, train=train), tmp_path)
+
+
+def part_of_the_teacher(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    teacher.pupil = student
+    return student
+
+
+def of_the_teachers_embedding(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    wide = Tiny(TEACHER[0], 1, dropout=0.1)
+    wide.embedding = teacher.embedding
+    return wide
+
+
+def wrapped(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    if torch.cuda.is_available():
+        pytest.skip("DataParallel would need the parameters on a GPU")
+    return nn.DataParallel(student)
+
+
+@pytest.mark.parametrize("student", [part_of_the_teacher, of_the_teachers_embedding, wrapped])
+def test_a_student_that_is_bound_up_with_other_modules_is_textbrewers(
+    student: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    assert_equal_runs(Case(dropout=0.1, student=student), tmp_path)
+
+
+NO_TENSORS = {"task": "topic", "length": 6, "raw": {"a": 1}, "attention": (None, None), "nothing": None}
+tagged = without(adaptor("token_logits", "tags"), "logits_mask")
+ADAPTORS: dict[str, Callable[..., Any]] = {
+    "values that are no tensors": lambda batch, outputs: {**adaptor("row_logits")(batch, outputs), **NO_TENSORS},
+    "a mask of one row": lambda batch, outputs: {**tagged(batch, outputs), "logits_mask": torch.arange(6)[None] > 2},
+    "labels in one row": lambda batch, outputs: {
+        k: v.flatten() if k == "labels" else v for k, v in tagged(batch, outputs).items()
+    },
+}
+
+
+@pytest.mark.parametrize("adapt", ADAPTORS)
+def test_what_else_an_adaptor_may_return_is_textbrewers(adapt: str, tmp_path: Path) -> None:
+    distillation = {"probability_shift": adapt == "labels in one row"}
+    assert_equal_runs(Case(distillation=distillation, adapt=ADAPTORS[adapt]), tmp_path)
 
 
 CLASSES = ["TrainingConfig", "DistillationConfig", *(kind.__name__ for kind in textbrewer.Distillers.values())]

@@ -47,7 +47,7 @@ def _mean(teachers: Mapping[str, Features], head: int, weights: Sequence[float],
     mean = _weighted(list(valid.values()), weights, temperature)
     if shared is None:
         return mean.reshape(first.shape)
-    return first.masked_scatter(shared.bool().unsqueeze(-1), mean)
+    return first.masked_scatter(shared.unsqueeze(-1), mean)
 
 
 def _weighted(logits: Sequence[Tensor], weights: Sequence[float], temperature: float | None) -> Tensor:
@@ -62,17 +62,19 @@ def _weighted(logits: Sequence[Tensor], weights: Sequence[float], temperature: f
 
 
 def _mask(features: Features, head: int) -> Tensor | None:
-    masks = features.get("logits_mask", ())
-    if not masks:
+    """[B, L], bool: the mask of a head of [B, L, V]; None where there is none."""
+    masks, logits = features.get("logits_mask", ()), features["logits"]
+    if not masks or logits[head].dim() != 3:
         return None
-    return masks[head] if len(masks) == len(features["logits"]) else masks[0]
+    mask = masks[head] if len(masks) == len(logits) else masks[0]
+    return mask.bool().expand(logits[head].shape[:2])
 
 
 def _valid(logits: Tensor, mask: Tensor | None, shared: Tensor | None) -> Tensor:
     """[N, V]: the logits of the valid positions; by the shared mask where there is no other, and it is of these positions."""
     if mask is None and shared is not None and shared.shape == logits.shape[:2]:
         mask = shared
-    return logits.flatten(0, 1) if mask is None else logits[mask.bool()]
+    return logits.flatten(0, 1) if mask is None else logits[mask]
 
 
 def _check_alike(what: str, of_teacher: Mapping[str, object]) -> None:
