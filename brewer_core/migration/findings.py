@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["same", "differs", "change", "unknown"]
@@ -30,39 +30,24 @@ class Finding:
         """The line, in a notebook with its cell: `3:12`."""
         return str(self.line) if self.cell is None else f"{self.cell}:{self.line}"
 
-    def placed(self, cell: int | None, line: int) -> Finding:
-        """The same finding at another place."""
-        return replace(self, cell=cell, line=line)
-
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON values."""
-        return {
-            "cell": self.cell,
-            "line": self.line,
-            "used": self.used,
-            "verdict": self.verdict,
-            "advice": self.advice,
-            "row": self.row,
-        }
+        return asdict(self)
 
 
 def summary(findings: Sequence[Finding], what: str) -> str:
-    """The sentence under the rows. what: how the file is called, `script` for example."""
-    places = {verdict: _places(findings, verdict) for verdict in ("change", "differs", "unknown")}
-    if places["change"]:
-        said = f"edits needed: {places['change']}"
-    elif what == "config":
-        said = "ready: brewer reads this config as it is"
-    else:
-        said = f"ready: this {what} needs no edit but its imports"
-    more = {"differs": "results may differ", "unknown": "look yourself"}
-    return "; ".join([said, *(f"{text}: {places[verdict]}" for verdict, text in more.items() if places[verdict])])
+    """The sentence under the rows. what: what the file is: a script, a notebook, a config."""
+    ready = "brewer reads this config as it is" if what == "config" else f"this {what} needs no edit but its imports"
+    changes = _lines(findings, "change")
+    said = [f"edits needed: {changes}" if changes else f"ready: {ready}"]
+    for verdict, text in (("differs", "results may differ"), ("unknown", "look yourself")):
+        lines = _lines(findings, verdict)
+        said += [f"{text}: {lines}"] if lines else []
+    return "; ".join(said)
 
 
-def _places(findings: Sequence[Finding], verdict: str) -> str:
-    """`line 3`, `lines 3, 7`, or `2 places (3, 7, 8, and 4 more)`."""
+def _lines(findings: Sequence[Finding], verdict: str) -> str:
+    """`line 3`, `lines 3, 7`, or the first twelve of many."""
     where = list(dict.fromkeys(finding.where for finding in findings if finding.verdict == verdict))
-    if not where:
-        return ""
-    shown = ", ".join(where[:12]) + (f" and {len(where) - 12} more" if len(where) > 12 else "")
-    return f"{'line' if len(where) == 1 else 'lines'} {shown}"
+    more = f" and {len(where) - 12} more" if len(where) > 12 else ""
+    return f"line{'s' if len(where) > 1 else ''} {', '.join(where[:12])}{more}" if where else ""

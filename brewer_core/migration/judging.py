@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brewer_core.errors import RequestError
-from brewer_core.migration.findings import Finding, summary
-from brewer_core.migration.judging_configs import ONE_PROCESS, Around, judge_config
-from brewer_core.migration.judging_trainings import by_steps, judge_distiller, judge_train, strategy_for
-from brewer_core.migration.names import INTERNAL, LISTS, MODULES, OfTextBrewer
-from brewer_core.migration.reading import find_uses
+from brewer_core.migration.bindings import dotted
+from brewer_core.migration.findings import Finding, Verdict, summary
+from brewer_core.migration.judging_configs import ONE_PROCESS, judge_config
+from brewer_core.migration.judging_trainings import STRATEGY, judge_distiller, judge_subclass, judge_train
+from brewer_core.migration.names import CONFIGS, DISTILLERS, INSIDES, LISTS, PRESETS, OfTextBrewer
 from brewer_core.migration.sources import read_source
-from brewer_core.migration.uses import ImportUse, Mention, Uses
+from brewer_core.migration.uses import Registration, Uses, find_uses, imported
+from brewer_core.migration.values import cut
 from brewer_core.registry import Registry
 
 
@@ -28,7 +29,7 @@ class Examination:
     @property
     def summary(self) -> str:
         """Whether the file is ready, in a sentence."""
-        return summary(self.findings, {"json": "config"}.get(self.uses.source.kind, self.uses.source.kind))
+        return summary(self.findings, self.uses.source.kind)
 
 
 def examine(path: Path, registry: Registry) -> Examination:
@@ -38,17 +39,17 @@ def examine(path: Path, registry: Registry) -> Examination:
     """
     try:
         uses = find_uses(read_source(path))
+        found = dict.fromkeys(sorted(_judged(uses, registry), key=lambda finding: finding.line))
     except RecursionError as error:
         raise RequestError(f"{path}: an expression in it is nested too deeply to be read.") from error
     if not uses:
         raise RequestError(f"{path}: {_nothing_used(uses)}, so there is nothing to migrate.")
-    findings = sorted(_judged(uses, registry), key=lambda finding: finding.line)
-    placed = [finding.placed(*uses.source.place(finding.line)) for finding in dict.fromkeys(findings)]
-    return Examination(uses, [*placed, *_skipped(uses)])
+    places = [(finding, *uses.source.place(finding.line)) for finding in found]
+    return Examination(uses, [*(replace(f, cell=cell, line=line) for f, cell, line in places), *_skipped(uses)])
 
 
 def _nothing_used(uses: Uses) -> str:
-    if uses.source.kind == "json":
+    if uses.source.kind == "config":
         return "it has no setting of TextBrewer's TrainingConfig or DistillationConfig"
     return f"this {uses.source.kind} imports neither textbrewer nor brewer_core"
 
@@ -59,138 +60,122 @@ def _skipped(uses: Uses) -> Iterator[Finding]:
 
 
 def _judged(uses: Uses, registry: Registry) -> Iterator[Finding]:
-    around = Around(
-        registry,
-        registered=uses.registered(),
-        by_steps=bool(uses.trains) and all(map(by_steps, uses.trains)),
-        distillers=frozenset(distiller.kind for distiller in uses.distillers),
-    )
-    for brought in uses.imports:
-        yield _judge_import(brought)
-    for config in uses.configs:
-        yield from judge_config(config, around)
-    for distiller in uses.distillers:
+    for node in uses.nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from _judge_import(node)
+        elif isinstance(node, ast.ClassDef):
+            yield from judge_subclass(node, uses)
+    for config in uses.configs.values():
+        yield from judge_config(config, uses, registry)
+    for distiller in uses.distillers.values():
         yield from judge_distiller(distiller)
     for train in uses.trains:
         yield from judge_train(train, uses)
-    for mention in uses.mentions:
-        yield _judge_mention(mention)
+    for registration in uses.registrations.values():
+        yield _judge_registration(registration)
+    for node in uses.nodes:
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            yield from _judge_name(node, uses)
+        if isinstance(node, ast.Attribute):
+            yield from _judge_attribute(node, uses)
+        elif isinstance(node, ast.Call):
+            yield from _judge_call(node)
+
+
+def _change(node: ast.AST, advice: str, row: int | None = None, verdict: Verdict = "change") -> Finding:
+    return Finding(getattr(node, "lineno", 0), cut(ast.unparse(node), 80), verdict, advice, row)
 
 
 # Imports
 
 
-def _judge_import(use: ImportUse) -> Finding:
-    text = ast.unparse(use.node)
-    if all(name.root == "brewer_core" for name in use.names):
-        return Finding(use.line, text, "same", "Changed already.")
-    if _is_star(use) and any(name.module in INTERNAL for name in use.names):
-        advice = "Write `from brewer_core import *`, and import by name what else you use of this module."
-        return Finding(use.line, text, "change", advice)
-    lacking = [name for name in use.names if not name.known]
-    hints = list(dict.fromkeys(name.hint for name in lacking if not name.moved))
-    becomes = _becomes(use)
-    said = [f"Write `{becomes}`"] if becomes else []
-    if hints:
-        lost = ", ".join(_last(name) for name in lacking if not name.moved)
-        said.append(f"{'there' if said else 'There'} is no {lost}: {'; '.join(hints)}")
-    return Finding(use.line, text, "change" if lacking else "same", f"{'; '.join(said)}.")
+def _judge_import(node: ast.Import | ast.ImportFrom) -> Iterator[Finding]:
+    found = imported(node)
+    if not found:
+        return
+    if all(name.root == "brewer_core" for _, name in found):
+        yield _change(node, "Changed already.", verdict="same")
+        return
+    becomes = _plain_imports(found) if isinstance(node, ast.Import) else _imports_from(found)
+    said = [f"Write `{'; '.join(becomes)}`."] if becomes else []
+    said += dict.fromkeys(name.lack for _, name in found if not (name.known or name.moved))
+    verdict: Verdict = "same" if all(name.known for _, name in found) else "change"
+    if any(name.name == "*" for _, name in found):
+        said.append("What it brings in was not looked at: import by name to have it looked at.")
+        verdict = "unknown" if verdict == "same" else verdict
+    yield _change(node, " ".join(said), verdict=verdict)
 
 
-def _is_star(use: ImportUse) -> bool:
-    return any(alias.name == "*" for alias in use.node.names)
+def _plain_imports(found: Sequence[tuple[ast.alias, OfTextBrewer]]) -> list[str]:
+    becomes = []
+    for alias, name in found:
+        if name.module and name.known:
+            becomes.append(f"import brewer_core.{name.module}" + (f" as {alias.asname}" if alias.asname else ""))
+        if not name.module or not alias.asname:
+            becomes.append(f"import brewer_core as {alias.asname or 'textbrewer'}")
+    return becomes
 
 
-def _last(name: OfTextBrewer) -> str:
-    return name.name or name.module
+def _imports_from(found: Sequence[tuple[ast.alias, OfTextBrewer]]) -> list[str]:
+    homes: dict[str, list[str]] = {}
+    for alias, name in found:
+        inner = f".{name.module}" if name.module and name.name and name.known else ""
+        if name.known or name.moved:
+            homes.setdefault(f"brewer_core{inner}", []).append(ast.unparse(alias))
+    return [f"from {home} import {', '.join(names)}" for home, names in homes.items()]
 
 
-def _becomes(use: ImportUse) -> str:
-    """The import under brewer; names that brewer lacks are left out."""
-    if isinstance(use.node, ast.Import):
-        return "; ".join(filter(None, map(_plain_import, use.node.names)))
-    parts: dict[str, list[str]] = {}
-    for alias, name in zip(use.node.names, use.names, strict=True):
-        if alias.name == "*":
-            parts.setdefault(_home(name), []).append("*")
-        elif name.known or name.moved:
-            home = "brewer_core" if name.moved or not name.name else _home(name)
-            parts.setdefault(home, []).append(ast.unparse(alias))
-    return "; ".join(f"from {home} import {', '.join(names)}" for home, names in parts.items())
-
-
-def _home(name: OfTextBrewer) -> str:
-    return f"brewer_core.{name.module}" if name.module else "brewer_core"
-
-
-def _plain_import(alias: ast.alias) -> str:
-    package, _, module = alias.name.partition(".")
-    if package != "textbrewer":
-        return ast.unparse(alias).join(("import ", ""))
-    if not module:
-        return f"import brewer_core as {alias.asname or 'textbrewer'}"
-    if module not in MODULES:
-        return "" if alias.asname else "import brewer_core as textbrewer"
-    if alias.asname:
-        return f"import brewer_core.{module} as {alias.asname}"
-    return f"import brewer_core.{module}; import brewer_core as textbrewer"
-
-
-# Everything else
-
-
-def _judge_mention(mention: Mention) -> Finding:
-    text = mention.text if len(mention.text) <= 80 else f"{mention.text[:77]}..."
-    if mention.kind == "registered":
-        return Finding(mention.line, text, "change", _registering(mention), 37 if "register_new" in text else None)
-    if mention.kind == "assigned":
-        copied = f"config.model_copy(update={{{mention.detail!r}: ...}})"
-        return Finding(mention.line, text, "change", f"Configs are frozen: build another one, {copied}.", 42)
-    if mention.kind == "subclass":
-        return Finding(
-            mention.line, text, "change", f"A distiller has no inside to override: {strategy_for(mention.detail)}."
-        )
-    if mention.kind == "config subclass":
-        return Finding(
-            mention.line, text, "change", "Configs are frozen and closed: keep settings of your own beside them."
-        )
-    if mention.kind == "inside":
-        advice = f"brewer's distillers have no `{mention.detail}`: {strategy_for('')}."
-        return Finding(mention.line, text, "change", advice)
-    if mention.kind == "processes":
-        return Finding(mention.line, text, "change", ONE_PROCESS, 32)
-    return _judge_name(mention, text)
-
-
-def _registering(mention: Mention) -> str:
-    if mention.name is not None and mention.name.name in LISTS:
-        return "The list is fixed: a match takes any feature that the adaptors return, under any name."
-    kind = _KINDS.get(mention.name.name if mention.name is not None else "", "match_loss")
-    added = f"registry=default_registry().with_component({kind!r}, {mention.detail or 'name'!r}, ...)"
-    return f"Presets are read-only: pass the function itself where the config names it, or give the distiller {added}."
-
-
-def _judge_name(mention: Mention, text: str) -> Finding:
-    name = mention.name
-    assert name is not None
-    if not name.known:
-        lacking = f"There is no module {name.module}" if name.module else f"There is no {name.name}"
-        instead = f"write brewer_core.{name.name}" if name.moved else name.hint
-        return Finding(mention.line, text, "change", f"{lacking}: {instead}.")
-    advice, row = _OF_NAMES.get(name.name, ("The same under the same name.", None))
-    return Finding(mention.line, text, "same", advice, row)
-
-
-_KINDS = {
-    "KD_LOSS_MAP": "kd_loss",
-    "MATCH_LOSS_MAP": "match_loss",
-    "PROJ_MAP": "projection",
-    "WEIGHT_SCHEDULER": "weight_scheduler",
-    "TEMPERATURE_SCHEDULER": "temperature_scheduler",
-}
+# Names and what is done with them
 
 _OF_NAMES = {
     "CustomMatch": ("TextBrewer died of any custom match; here it is trained.", 1),
     "n_gram_sampling": ("The same; a short text is no error.", 39),
     "long_disorder": ("The same; a short text does not hang.", 40),
 }
+
+
+def _judge_name(node: ast.Name | ast.Attribute, uses: Uses) -> Iterator[Finding]:
+    """What is to be said of a name of TextBrewer that is read, where nothing else tells of it."""
+    name, outer = uses.name(node), uses.bindings.parent(node)
+    longer = isinstance(outer, ast.Attribute) and uses.name(outer) is not None
+    if name is None or longer or not name.name or name.name in (*CONFIGS, *DISTILLERS) or node in uses.registrations:
+        return
+    if not isinstance(node.ctx, ast.Load):
+        return
+    if not name.known:
+        yield _change(node, name.lack)
+    elif name.name == "Distillers":
+        advice = "What is built by a key of it was not looked at; name the class to have it looked at."
+        yield _change(node, advice, verdict="unknown")
+    else:
+        advice, row = _OF_NAMES.get(name.name, ("The same under the same name.", None))
+        yield _change(node, advice, row, "same")
+
+
+def _judge_registration(registration: Registration) -> Finding:
+    preset, names = registration.preset, registration.names
+    if preset in LISTS:
+        advice = "The list is fixed: a match takes any feature that the adaptors return, under any name."
+        return _change(registration.node, advice)
+    kind, name = repr(PRESETS[preset]) if preset in PRESETS else "kind", names[0] if names else "name"
+    added = f"registry=default_registry().with_component({kind}, {name!r}, ...)"
+    advice = (
+        f"Presets are read-only: pass the function itself where the config names it, or give the distiller {added}."
+    )
+    return _change(registration.node, advice, 37 if preset == "register_new" else None)
+
+
+def _judge_attribute(node: ast.Attribute, uses: Uses) -> Iterator[Finding]:
+    """What is to be said of an attribute that is set on a config, or that only TextBrewer's distillers have."""
+    written = not isinstance(node.ctx, ast.Load)
+    statement = (uses.bindings.parent(node) or node) if written else node
+    if written and uses.is_config(node.value):
+        copied = f"config.model_copy(update={{{node.attr!r}: ...}})"
+        yield _change(statement, f"Configs are frozen: build another one, {copied}.", 42)
+    elif node.attr in INSIDES and uses.is_distiller(node.value):
+        yield _change(statement, f"brewer's distillers have no `{node.attr}`: {STRATEGY}.")
+
+
+def _judge_call(node: ast.Call) -> Iterator[Finding]:
+    if (dotted(node.func) or "").endswith("init_process_group"):
+        yield _change(node, ONE_PROCESS, 32)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from brewer_core.config import parse_run_config
+from brewer_core.config.taskrefs import MEAN
 from brewer_core.errors import ConfigError, RequestError
+from brewer_core.migration.bindings import dotted
 from brewer_core.migration.judging import Examination
-from brewer_core.migration.optimizing import Optimizing
-from brewer_core.migration.uses import ConfigUse, DistillerUse, TrainUse, Uses
-from brewer_core.migration.values import Unknown, plain
+from brewer_core.migration.judging_trainings import name_their_teacher
+from brewer_core.migration.names import DISTILLER_ARGUMENTS
+from brewer_core.migration.optimizing import REPLACE, Training, replace, written
+from brewer_core.migration.uses import ConfigUse, DistillerUse, TrainUse, Uses, is_given
+from brewer_core.migration.values import Unknown
 from brewer_core.registry import Registry
 
-REPLACE = "REPLACE: "
-"""How a text begins that stands for what the script does not tell."""
-
 _STRATEGIES = {"MultiTeacherDistiller": "multi_teacher", "MultiTaskDistiller": "multi_task"}
-_WITHOUT_MATCHES = ("BasicDistiller", "MultiTeacherDistiller")
-"""Classes that left intermediate_matches out."""
+_OF_THE_COMMAND = {
+    "output_dir": "`brewer run --output` names the folder of the run",
+    "log_dir": "TensorBoard's log is in the folder of the run",
+    "device": "`brewer run --device` names it",
+    "ckpt_frequency": "training.checkpoint_every_steps counts steps",
+    "ckpt_epoch_frequency": "training.checkpoint_every_steps counts steps",
+    "fp16_opt_level": "torch.amp has one level",
+    "data_parallel": "a run trains on one device",
+    "local_rank": "a run trains in one process",
+}
+"""Settings of a TrainingConfig that a stage does not have."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,30 @@ def run_document(examination: Examination, registry: Registry) -> RunDocument:
     """
     uses = examination.uses
     if not (uses.configs or uses.distillers):
-        raise RequestError(
-            f"{uses.source.path}: there is no config and no distiller in it, so there is nothing to write."
-        )
+        where = uses.source.path
+        raise RequestError(f"{where}: there is no config and no distiller in it, so there is nothing to write.")
     draft = _Draft(uses)
     document = draft.document()
-    to_replace = [*_placeholders("", document), *draft.registered]
+    texts = list(_texts(document))
+    to_replace = [(path, text.removeprefix(REPLACE)) for path, text in texts if text.startswith(REPLACE)]
+    unregistered = "is written into a preset by the script; make it a plugin of this name"
+    to_replace += [
+        (p, f"{text} {unregistered}") for p, text in texts if ".distillation" in p and text in uses.registered
+    ]
     _refuse_problems(document, [path for path, _ in to_replace], registry, str(uses.source.path))
     return RunDocument(document, to_replace, list(dict.fromkeys(draft.left_out)))
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a value with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _texts(inner, f"{path}[{i}]")
 
 
 def _refuse_problems(document: Any, open_paths: Sequence[str], registry: Registry, source: str) -> None:
@@ -57,223 +83,198 @@ def _refuse_problems(document: Any, open_paths: Sequence[str], registry: Registr
     try:
         parse_run_config(document, source, registry)
     except ConfigError as error:
-        found = [p for p in error.problems if not any(_related(p.partition(": ")[0], path) for path in open_paths)]
+        found = [problem for problem in error.problems if not _is_open(problem.partition(": ")[0], open_paths)]
         if found:
             raise ConfigError(found, source) from error
 
 
-def _related(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
+def _is_open(path: str, open_paths: Sequence[str]) -> bool:
+    return any(path.startswith(other) or other.startswith(path) for other in open_paths)
 
 
-def _placeholders(path: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str) and value.startswith(REPLACE):
-        yield path, value.removeprefix(REPLACE)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _placeholders(f"{path}.{key}" if path else str(key), inner)
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            yield from _placeholders(f"{path}[{i}]", inner)
-
-
-def _stand_in(unknown: Unknown) -> str:
-    return f"{REPLACE}{unknown.text}"
-
-
-def _names_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a value with its path."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _names_in(inner, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            yield from _names_in(inner, f"{path}[{i}]")
-
-
-@dataclass
 class _Draft:
     """A run config in the making."""
 
-    uses: Uses
-    models: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-    registered: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(self, uses: Uses) -> None:
+        self.uses = uses
+        self.models: dict[str, Any] = {}
+        self.data: dict[str, Any] = {}
+        self.left_out: list[str] = []
+        alone = DistillerUse("", training=self._first("TrainingConfig"), distillation=self._first("DistillationConfig"))
+        self._distillers = list(uses.distillers.values()) or [alone]
+        self._trains = {id(train.distiller): train for train in reversed(uses.trains)}
+        self._has_tasks = any(distiller.kind == "MultiTaskDistiller" for distiller in self._distillers)
+        self._tasks = list(dict.fromkeys(task for distiller in self._distillers for task in self._tasks_of(distiller)))
 
     def document(self) -> dict[str, Any]:
         """The whole of it."""
-        stages = [self._stage(i, distiller) for i, distiller in enumerate(self.uses.distillers or [None])]
+        stages = [self._stage(i, distiller) for i, distiller in enumerate(self._distillers)]
+        training = self._first("TrainingConfig")
+        head: dict[str, Any] = {"schema_version": 1}
+        fp16 = training.value("fp16", False) if training else False
+        if fp16:
+            said = replace(f'"fp16" or "no", as {fp16.text} says') if isinstance(fp16, Unknown) else "fp16"
+            head["precision"] = said
+        if self._has_tasks:
+            head["tasks"] = {task: {} for task in self._tasks} or replace("the names of the tasks, each with {}")
         self.left_out.append(
             "the task: a script does not tell it, and the config says nothing, so it is text classification"
         )
-        training = self._first("TrainingConfig")
-        document: dict[str, Any] = {"schema_version": 1}
-        precision = self._precision(training)
-        if precision != "no":
-            document["precision"] = precision
         return {
-            **document,
-            "tokenizer": {"from": "teacher", "max_length": f"{REPLACE}tokens a row, at most"},
+            **head,
+            "tokenizer": {"from": "teacher", "max_length": replace("tokens a row, at most")},
             "data": self.data,
             "models": self.models,
             "stages": stages,
-            "evaluation": {"data": next(iter(self.data)), "metrics": ["accuracy"]},
+            "evaluation": {"data": self._evaluated(), "metrics": ["accuracy"]},
             "trackers": ["tensorboard"] if training and training.value("log_dir") is not None else [],
         }
 
     def _first(self, kind: str) -> ConfigUse | None:
-        return next((config for config in self.uses.configs if config.kind == kind), None)
-
-    def _precision(self, config: ConfigUse | None) -> str:
-        fp16 = config.value("fp16", False) if config else False
-        if isinstance(fp16, Unknown):
-            return f'{REPLACE}"fp16" or "no", as {fp16.text} says'
-        return "fp16" if fp16 else "no"
+        return next((config for config in self.uses.configs.values() if config.kind == kind), None)
 
     # Stages
 
-    def _stage(self, number: int, distiller: DistillerUse | None) -> dict[str, Any]:
-        train = next((use for use in self.uses.trains if distiller is not None and use.distiller is distiller), None)
+    def _stage(self, number: int, distiller: DistillerUse) -> dict[str, Any]:
+        train = self._trains.get(id(distiller))
+        before = [d.kind == "BasicTrainer" for d in self._distillers[: number + 1]]
         training = self._training(distiller, train)
-        kinds = [use.kind == "BasicTrainer" for use in self.uses.distillers[: number + 1]]
-        if distiller is not None and distiller.kind == "BasicTrainer":
-            model = self._model(distiller.arguments.get("model"), "model")
-            name = f"train-{model}".replace("_", "-")
-            return {
-                "kind": "supervised",
-                "name": name if sum(kinds) == 1 else f"{name}-{sum(kinds)}",
-                "model": model,
-                "train": self._loaders(train),
-                "training": training,
-            }
-        distilled = kinds.count(False)
+        if distiller.kind == "BasicTrainer":
+            model, count = self._model(distiller.arguments.get("model"), "model"), before.count(True)
+            name = f"train-{model}".replace("_", "-") + (f"-{count}" if count > 1 else "")
+            rows = self._rows(distiller)
+            return {"kind": "supervised", "name": name, "model": model, "train": rows, "training": training}
+        count = before.count(False)
         return {
             "kind": "distill",
-            "name": "distil" if distilled <= 1 else f"distil-{distilled}",
-            **self._people(distiller),
-            "train": self._loaders(train),
+            "name": f"distil-{count}" if count > 1 else "distil",
+            "student": self._model(distiller.arguments.get("model_S"), "student"),
+            "teachers": self._teachers(distiller),
+            "train": self._rows(distiller),
             "strategy": self._strategy(distiller, train),
             "distillation": self._distillation(number, distiller),
             "training": training,
         }
 
-    def _people(self, distiller: DistillerUse | None) -> dict[str, Any]:
-        arguments = distiller.arguments if distiller is not None else {}
-        for name in ("adaptor_T", "adaptor_S"):
-            if name in arguments:
-                text = ast.unparse(arguments[name])
-                self.left_out.append(
-                    f"{name}={text}: runs take adaptors from plugins, by default `text_classification`"
-                )
-        if "custom_matches" in arguments:
-            self.left_out.append("custom_matches: name the modules in intermediate_matches")
-        return {
-            "student": self._model(arguments.get("model_S"), "student"),
-            "teachers": [self._model(teacher, name) for name, teacher in self._teachers(arguments.get("model_T"))],
-        }
+    def _training(self, distiller: DistillerUse, train: TrainUse | None) -> dict[str, Any]:
+        read, config = Training(self.uses, train), distiller.training
+        section = read.section()
+        self.left_out += read.left_out
+        if config is None:
+            return {**section, "accumulation": replace("micro-batches in one step")}
+        self.left_out += [f"{key}: {said}" for key, said in _OF_THE_COMMAND.items() if config.value(key) is not None]
+        section["accumulation"] = written(config.value("gradient_accumulation_steps", 1))
+        if "steps" in section and config.value("ckpt_steps") is not None:
+            section["checkpoint_every_steps"] = written(config.value("ckpt_steps"))
+        return section
 
-    def _teachers(self, node: ast.expr | None) -> list[tuple[str, ast.expr | None]]:
-        """The teachers of a list or a mapping, each with a name for where it has none."""
-        made = self.uses.defined(node) if node is not None else None
-        if isinstance(made, (ast.List, ast.Tuple)):
-            return [(f"teacher_{i}", element) for i, element in enumerate(made.elts, 1)]
-        if isinstance(made, ast.Dict):
-            keys = [self.uses.values.of(key) if key is not None else None for key in made.keys]
-            return [(f"teacher_{key}", value) for key, value in zip(keys, made.values, strict=True)]
-        return [("teacher", node)]
+    def _strategy(self, distiller: DistillerUse, train: TrainUse | None) -> Any:
+        if distiller.own is not None:
+            name = distiller.own.name
+            emd = ', {"name": "emd"} of brewer-strategy-emd for TextBrewer\'s example' if "emd" in name.lower() else ""
+            return replace(f"the strategy that takes the place of {name}{emd}")
+        name = _STRATEGIES.get(distiller.kind, "general")
+        tau = train.arguments.get("tau") if train is not None else None
+        return name if tau is None else {"name": name, "tau": written(self.uses.values.of(tau))}
+
+    def _distillation(self, number: int, distiller: DistillerUse) -> Any:
+        config = distiller.distillation
+        if config is None or (config.unread and not config.settings):
+            return replace("the settings of DistillationConfig")
+        self.left_out += [f"stages[{number}].distillation: the settings in {unread.text}" for unread in config.unread]
+        settings = {key: setting.value for key, setting in config.settings.items()}
+        matches = settings.get("intermediate_matches")
+        kept = distiller.kind == "MultiTeacherDistiller" and name_their_teacher(matches)
+        if matches and distiller.kind in ("BasicDistiller", "MultiTeacherDistiller") and not kept:
+            del settings["intermediate_matches"]
+            named = (
+                ', and here each match names its teacher, "teacher": 0' if distiller.kind.startswith("Multi") else ""
+            )
+            self.left_out.append(f"intermediate_matches: TextBrewer's {distiller.kind} ignored them{named}")
+        return {key: written(value) for key, value in settings.items() if value not in (None, "none")}
+
+    # Tasks, models and data
+
+    def _tasks_of(self, distiller: DistillerUse) -> list[str]:
+        """The tasks of a MultiTaskDistiller by the keys of its teachers and loaders; none where they are not known."""
+        if distiller.kind != "MultiTaskDistiller":
+            return []
+        keys = [*self._by_task(distiller.arguments.get("model_T")), *self._by_task(self._loaders(distiller))]
+        usable = all(key != MEAN and key.replace("-", "_").isidentifier() for key in keys)
+        return list(dict.fromkeys(keys)) if usable else []
+
+    def _by_task(self, node: ast.expr | None) -> dict[str, ast.expr]:
+        return (self.uses.bindings.entries(node) if node is not None else None) or {}
+
+    def _loaders(self, distiller: DistillerUse) -> ast.expr | None:
+        train = self._trains.get(id(distiller))
+        return train.loaders if train is not None else None
+
+    @property
+    def _some_task(self) -> str:
+        return replace(f"one of {', '.join(self._tasks)}" if self._tasks else "one of the tasks")
+
+    def _teachers(self, distiller: DistillerUse) -> list[Any]:
+        self._note_arguments(distiller)
+        node = distiller.arguments.get("model_T")
+        made = self.uses.bindings.definition(node) if node is not None else None
+        models, tasks = self._by_task(node), self._tasks_of(distiller)
+        if tasks:
+            return [{"model": self._model(models.get(task), f"teacher_{task}"), "task": task} for task in tasks]
+        if distiller.kind not in _STRATEGIES:
+            teachers = [self._model(node, "teacher")]
+        elif isinstance(made, (ast.List, ast.Tuple)):
+            teachers = [self._model(teacher, f"teacher_{i}") for i, teacher in enumerate(made.elts, 1)]
+        else:
+            teachers = [replace(f"a model for each of {ast.unparse(node) if node is not None else 'the teachers'}")]
+        return [{"model": teacher, "task": self._some_task} for teacher in teachers] if self._has_tasks else teachers
+
+    def _note_arguments(self, distiller: DistillerUse) -> None:
+        for name, node in distiller.arguments.items():
+            text = f"{name}={ast.unparse(node)}"
+            if name.startswith("adaptor"):
+                self.left_out.append(f"{text}: runs take adaptors from plugins, by default `text_classification`")
+            elif name == "custom_matches" and is_given(node):
+                self.left_out.append("custom_matches: name the modules in intermediate_matches")
+            elif name not in DISTILLER_ARGUMENTS:
+                self.left_out.append(f"{text}: a stage says it in its teachers and its strategy")
 
     def _model(self, node: ast.expr | None, otherwise: str) -> str:
-        named = isinstance(node, (ast.Name, ast.Attribute))
-        name = ast.unparse(node).rpartition(".")[2] if node is not None and named else otherwise
-        source = f"{REPLACE}the folder of {name}, or its name on the Hugging Face hub"
-        self.models.setdefault(name, {"name": "hf", "path": source})
+        name = _named(node, otherwise)
+        self.models.setdefault(
+            name, {"name": "hf", "path": replace(f"the folder of {name}, or its name on the Hugging Face hub")}
+        )
         return name
 
-    def _loaders(self, train: TrainUse | None) -> list[str]:
-        """Names of data: one for each loader."""
-        node = train.arguments.get("dataloader", train.arguments.get("dataloaders")) if train else None
-        made = self.uses.defined(node) if node is not None else None
-        if not isinstance(made, ast.Dict):
-            return [self._data(node)]
-        self.left_out.append("the tasks: say which teacher and which data belong to which")
-        return [self._data(loader) for loader in made.values]
+    def _rows(self, distiller: DistillerUse) -> list[str]:
+        """Names of data: one for each task."""
+        node = self._loaders(distiller)
+        loaders = self._by_task(node)
+        return [self._data(loaders.get(task), task) for task in self._tasks_of(distiller)] or [self._data(node)]
 
-    def _data(self, node: ast.expr | None) -> str:
-        name = ast.unparse(node).rpartition(".")[2] if isinstance(node, (ast.Name, ast.Attribute)) else "data"
+    def _data(self, node: ast.expr | None, task: str = "") -> str:
+        name = _named(node, f"data_{task}" if task else "data")
+        known = self.data.get(name, {}).get("task", task)
+        if task and known not in (task, self._some_task):
+            name = f"{name}_{task}"
         files = {
-            "train": f"{REPLACE}file with the rows of {name}",
-            "eval": f"{REPLACE}file with the rows to evaluate on",
+            "train": replace(f"file with the rows of {name}"),
+            "eval": replace("file with the rows to evaluate on"),
         }
-        columns = {"text": f"{REPLACE}column with the text", "label": f"{REPLACE}column with the label"}
-        self.data.setdefault(name, {"source": {"name": "csv", "path": files}, **columns})
+        columns = {"text": replace("column with the text"), "label": replace("column with the label")}
+        entry = self.data.setdefault(name, {"source": {"name": "csv", "path": files}, **columns})
+        if self._has_tasks and (task or "task" not in entry):
+            entry["task"] = task or self._some_task
         return name
 
-    def _strategy(self, distiller: DistillerUse | None, train: TrainUse | None) -> Any:
-        if distiller is not None and distiller.own is not None:
-            emd = (
-                ', {"name": "emd"} of brewer-strategy-emd for TextBrewer\'s example'
-                if "emd" in distiller.own.lower()
-                else ""
-            )
-            return f"{REPLACE}the strategy that takes the place of {distiller.own}{emd}"
-        name = _STRATEGIES.get(distiller.kind, "general") if distiller is not None else "general"
-        tau = train.arguments.get("tau") if train is not None else None
-        if tau is None:
-            return name
-        return {"name": name, "tau": plain(self.uses.values.of(tau), _stand_in)}
-
-    def _distillation(self, number: int, distiller: DistillerUse | None) -> Any:
-        config = distiller.distillation if distiller is not None else self._first("DistillationConfig")
-        path = f"stages[{number}].distillation"
-        if config is None or (config.unread and not config.settings):
-            return f"{REPLACE}the settings of DistillationConfig"
-        for unread in config.unread:
-            self.left_out.append(f"{path}: the settings in {unread.text}")
-        settings = {key: setting.value for key, setting in config.settings.items()}
-        if distiller is not None and distiller.kind in _WITHOUT_MATCHES and settings.pop("intermediate_matches", None):
-            self.left_out.append(f"intermediate_matches: TextBrewer's {distiller.kind} ignored them")
-        written = {key: plain(value, _stand_in) for key, value in settings.items() if value not in (None, "none")}
-        own = self.uses.registered()
-        self.registered += [
-            (path + inner, f"{name} is written into a preset by the script; make it a plugin of this name")
-            for inner, name in _names_in(written)
-            if name in own
-        ]
-        return written
-
-    def _training(self, distiller: DistillerUse | None, train: TrainUse | None) -> dict[str, Any]:
-        config = distiller.training if distiller is not None else self._first("TrainingConfig")
-        optimizing = Optimizing(self.uses, train, lambda text: f"{REPLACE}{text}")
-        written = optimizing.settings()
-        self.left_out += optimizing.left_out
-        if config is None:
-            return {**written, "accumulation": f"{REPLACE}micro-batches in one step"}
-        self.left_out += _left_out_of(config)
-        accumulation = plain(config.value("gradient_accumulation_steps", 1), _stand_in)
-        every = plain(config.value("ckpt_steps"), _stand_in) if "steps" in written else None
-        return {
-            **written,
-            "accumulation": accumulation,
-            **({"checkpoint_every_steps": every} if every is not None else {}),
-        }
+    def _evaluated(self) -> Any:
+        """The data to evaluate on: the first, or the first of each task."""
+        names = {entry.get("task"): name for name, entry in reversed(self.data.items())}
+        first = next(iter(self.data))
+        return [names[task] for task in self._tasks if task in names] or ([first] if self._has_tasks else first)
 
 
-def _left_out_of(config: ConfigUse) -> Iterator[str]:
-    for key, said in _OF_THE_COMMAND.items():
-        if config.value(key) is not None:
-            yield f"{key}: {said}"
-
-
-_OF_THE_COMMAND = {
-    "output_dir": "`brewer run --output` names the folder of the run",
-    "log_dir": "TensorBoard's log is in the folder of the run",
-    "device": "`brewer run --device` names it",
-    "ckpt_frequency": "training.checkpoint_every_steps counts steps",
-    "ckpt_epoch_frequency": "training.checkpoint_every_steps counts steps",
-    "fp16_opt_level": "torch.amp has one level",
-    "data_parallel": "a run trains on one device",
-    "local_rank": "a run trains in one process",
-}
+def _named(node: ast.expr | None, otherwise: str) -> str:
+    """A name for what an expression stands for: its own, where it has one."""
+    name = dotted(node) if node is not None else None
+    return name.removeprefix("self.").replace(".", "_") if name else otherwise

@@ -13,9 +13,8 @@ from brewer_core.config.base import read_json
 from brewer_core.errors import RequestError
 
 _EXPECTED = "expected a Python script (.py), a notebook (.ipynb) or a config (.json)"
-_LINE_MAGICS = ("%", "!", "?")
-_TIMED_CELLS = ("%%time", "%%timeit", "%%capture", "%%prun")
-"""Cell magics below which Python stands; below any other stands something else."""
+_JSON_NAMES = "true = True; false = False; null = None; "
+"""Put before JSON, whose text is then Python."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Source:
     """
 
     path: Path
-    kind: Literal["script", "notebook", "json"]
+    kind: Literal["script", "notebook", "config"]
     tree: ast.Module
     starts: Sequence[tuple[int, int]] = ()
     skipped: Sequence[int] = ()
@@ -48,8 +47,8 @@ def read_source(path: Path) -> Source:
         return _config(path)
     if ending == ".ipynb":
         return _notebook(path)
-    if ending in (".py", ".pyw"):
-        return Source(path, "script", _parsed(_bytes(path), str(path)))
+    if ending == ".py":
+        return Source(path, "script", _parsed(_bytes(path), path))
     raise RequestError(f"{path}: {_EXPECTED}, not {ending or 'a file without an ending'}.")
 
 
@@ -60,7 +59,7 @@ def _bytes(path: Path) -> bytes:
         raise RequestError(f"{path}: the file cannot be read: {error.strerror}.") from error
 
 
-def _parsed(text: str | bytes, where: str) -> ast.Module:
+def _parsed(text: str | bytes, path: Path) -> ast.Module:
     """The tree of Python code. Raises RequestError where it is none."""
     try:
         with warnings.catch_warnings():
@@ -68,17 +67,17 @@ def _parsed(text: str | bytes, where: str) -> ast.Module:
             return ast.parse(text)
     except SyntaxError as error:
         line = f" in line {error.lineno}" if error.lineno else ""
-        raise RequestError(f"{where}: this is not Python 3{line}: {error.msg}.") from error
+        raise RequestError(f"{path}: this is not Python 3{line}: {error.msg}.") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise RequestError(f"{where}: this cannot be read as Python: {error or 'nested too deeply'}.") from error
+        raise RequestError(f"{path}: this cannot be read as Python: {error or 'nested too deeply'}.") from error
 
 
 def _config(path: Path) -> Source:
-    """A JSON file; its text is also a Python expression but for the words for constants, and the tree tells lines."""
+    """A JSON file as Python, whose tree tells the lines."""
     document = read_json(path)
     if not isinstance(document, Mapping):
         raise RequestError(f"{path}: expected an object with the settings of a config, not {type(document).__name__}.")
-    return Source(path, "json", _parsed(f"({path.read_text(encoding='utf-8')}\n)", str(path)))
+    return Source(path, "config", _parsed(f"{_JSON_NAMES}({path.read_text(encoding='utf-8')}\n)", path))
 
 
 def _notebook(path: Path) -> Source:
@@ -90,41 +89,32 @@ def _notebook(path: Path) -> Source:
     starts, skipped = [], []
     for number, cell in enumerate(cells, 1):
         code = _code(cell)
-        if code is None:
-            continue
-        python = _python(code)
-        if python is None:
+        if _is_python(code, path):
+            starts.append((len(lines) + 1, number))
+            lines += code.split("\n")
+        else:
             skipped.append(number)
-            continue
-        starts.append((len(lines) + 1, number))
-        lines += python.split("\n")
-    return Source(path, "notebook", _parsed("\n".join(lines), str(path)), starts, skipped)
+    return Source(path, "notebook", _parsed("\n".join(lines), path), starts, skipped)
 
 
-def _code(cell: Any) -> str | None:
+def _code(cell: Any) -> str:
+    """The code of a cell, with `pass` in place of magics, line for line; nothing for a cell of text."""
     if not isinstance(cell, Mapping) or cell.get("cell_type") != "code":
-        return None
+        return ""
     source = cell.get("source", "")
-    return "".join(map(str, source)) if isinstance(source, list) else str(source)
-
-
-def _python(code: str) -> str | None:
-    """The code of a cell with `pass` in place of magics, line for line; None where it is no Python."""
-    first = code.lstrip().partition("\n")[0]
-    if first.startswith("%%") and not first.startswith(_TIMED_CELLS):
-        return "\n" * code.count("\n")
-    for text in (code, "\n".join(map(_without_magic, code.split("\n")))):
-        try:
-            _parsed(text, "cell")
-        except RequestError:
-            continue
-        return text
-    return None
+    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
+    return "\n".join(map(_without_magic, text.split("\n")))
 
 
 def _without_magic(line: str) -> str:
     bare = line.strip()
-    assigned = bare.partition("=")[2].strip()
-    if bare.startswith(_LINE_MAGICS) or bare.endswith("?") or assigned.startswith(("%", "!")):
-        return line[: len(line) - len(line.lstrip())] + "pass"
-    return line
+    magic = bare.startswith(("%", "!", "?")) or bare.partition("=")[2].strip().startswith(("%", "!"))
+    return f"{line[: len(line) - len(line.lstrip())]}pass" if magic else line
+
+
+def _is_python(code: str, path: Path) -> bool:
+    try:
+        _parsed(code, path)
+    except RequestError:
+        return False
+    return True
