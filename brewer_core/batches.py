@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from brewer_core.errors import DataError
@@ -27,10 +27,12 @@ def move_to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def call_model(model: nn.Module, batch: Batch, arguments: Mapping[str, Any]) -> Any:
-    """`model(**batch, **arguments)` for a mapping, `model(*batch, **arguments)` for a sequence."""
+    """`model(**batch, **arguments)` for a mapping, `model(*batch, **arguments)` for what else is iterable but a tensor."""
+    import torch
+
     if isinstance(batch, Mapping):
         return model(**batch, **arguments)
-    if isinstance(batch, (list, tuple)):
+    if isinstance(batch, Iterable) and not isinstance(batch, (torch.Tensor, str)):
         return model(*batch, **arguments)
     return model(batch, **arguments)
 

@@ -6,6 +6,7 @@ global generator, so trainings live side by side.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import pickle
@@ -53,6 +54,8 @@ class Settings:
     takes the mean of the micro-batches' means.
     checkpoint_due: told the steps done and the epoch, says whether a checkpoint is due; always after the last step.
     prepare: applied to the task and every batch that its loader yields.
+    only_gradients_stop: go on, with a warning, where a loss is not finite and its gradients are, as TextBrewer does: the
+    cross-entropy of a batch in which no row has a label is such a loss.
     """
 
     accumulation: int = 1
@@ -62,11 +65,12 @@ class Settings:
     log_every_steps: int = 10
     checkpoint_due: Callable[[int, int], bool] = lambda _step, _epoch: False
     prepare: Callable[[str, Batch], Batch] = lambda _task, batch: batch
+    only_gradients_stop: bool = False
 
 
 @runtime_checkable
 class _Stateful(Protocol):
-    """What a schedule is unless a user wrote it, who need not give it more than a `step()`."""
+    """What optimizers and schedules are unless a user wrote or wrapped them, who need not give them more than a `step()`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -142,8 +146,6 @@ class Engine:
         self.generator = generator or numpy.random.default_rng(0)
         self.step = 0
         self.total_steps = 0
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._trained = [p for p in learner.parameters() if id(p) in held]
         self._window = _Window()
         self._saved_at = 0
 
@@ -177,7 +179,7 @@ class Engine:
         """All that training changes: learner, optimizer, schedule, scaler, strategy, and the steps done."""
         return {
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if isinstance(self.optimizer, _Stateful) else None,
             "scheduler": self._schedule_state(),
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
@@ -187,7 +189,8 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` gave."""
         self.learner.load_state_dict(state["learner"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -229,11 +232,11 @@ class Engine:
     ) -> tuple[Tensor, dict[str, _Part]]:
         """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean."""
         if shares is None:
-            total = sum(weights.get(name, 1.0) * loss for name, loss in losses.items()) / count
+            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in losses.items()) / count
             seen = {name: _Part(loss.detach() / count, 1 / count) for name, loss in losses.items()}
         else:
             scaled = {name: loss * shares[name] for name, loss in losses.items()}
-            total = sum(weights.get(name, 1.0) * loss for name, loss in scaled.items())
+            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in scaled.items())
             seen = {name: _Part(loss.detach(), shares[name]) for name, loss in scaled.items()}
         assert isinstance(total, Tensor)
         return total, {**seen, "total_loss": _Part(total.detach(), 1 / count)}
@@ -279,9 +282,13 @@ class Engine:
 
     def _gradient_norm(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
+        held = {
+            id(p) for group in self.optimizer.param_groups for p in group["params"]
+        }  # a callback may have added some
+        trained = [p for p in self.learner.parameters() if id(p) in held]
         if self.settings.max_grad_norm is not None:
-            return torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
-        gradients = [p.grad for p in self._trained if p.grad is not None]
+            return torch.nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm)
+        gradients = [p.grad for p in trained if p.grad is not None]
         # torch has no norm of a sparse tensor
         return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
@@ -292,6 +299,13 @@ class Engine:
         if math.isfinite(flag.item()):
             return
         names = [name for seen in recorded for name, part in seen.items() if not math.isfinite(part.value.item())]
+        if names and self.settings.only_gradients_stop and math.isfinite(norm.item()):
+            warnings.warn(
+                f"the term `{names[0]}` is not finite in some step, though its gradients are; training goes on. Its figures in "
+                "the log are not finite either: look for batches in which no row has a label.",
+                stacklevel=3,
+            )
+            return
         what = f"the term `{names[0]}` is not finite" if names else "the norm of the gradients is not finite"
         self.optimizer.zero_grad()
         raise NonFiniteError(
@@ -325,8 +339,9 @@ class Engine:
             self._checkpoint()
 
     def _log(self) -> None:
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        self._tell("logged", self.step, {**self._window.read(), "learning_rate": rate})
+        rate = self.optimizer.param_groups[0].get("lr")  # an optimizer that finds its own has None
+        rates = {} if rate is None else {"learning_rate": float(rate)}
+        self._tell("logged", self.step, {**self._window.read(), **rates})
         self._window = _Window()
 
     def _finish(self) -> None:
@@ -370,6 +385,7 @@ class Engine:
             return
         for epoch in range(duration.epochs or 0):
             set_epoch(loader, epoch)
+            self.optimizer.zero_grad()  # of what a callback did at the end of the epoch before
             stream, length = iter(self.learner.strategy.batches(loader, self.generator)), len(loader)
             for first in range(0, length, size):
                 count = min(size, length - first)
@@ -428,14 +444,15 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> 
 
 
 def _check_settings(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
-    if not groups:  # what wraps an optimizer may have no defaults
-        return
-    known = {key for group in (optimizer.defaults, *optimizer.param_groups) for key in group}
-    for key in [key for group in groups for key in group if key not in known]:
-        raise RequestError(
-            f"the settings of a projection's parameter group: {type(optimizer).__name__} has no setting "
-            f"{key!r}{did_you_mean(key, sorted(known - {'params'}))}."
-        )
+    """Raises RequestError for a setting that is misspelt; others that the optimizer does not have may be a schedule's."""
+    defaults = getattr(optimizer, "defaults", {})  # what wraps an optimizer may have none
+    known = {key for group in (defaults, *optimizer.param_groups) for key in group} - {"params"}
+    for key in [key for group in groups for key in group if key not in known | {"params"}]:
+        if difflib.get_close_matches(key, known, cutoff=0.75):
+            raise RequestError(
+                f"the settings of a projection's parameter group: {type(optimizer).__name__} has no setting "
+                f"{key!r}{did_you_mean(key, sorted(known))}."
+            )
 
 
 def check_parameters(optimizer: torch.optim.Optimizer, learner: nn.Module) -> None:
@@ -461,6 +478,11 @@ def _exactly(stream: Iterable[MicroBatch], count: int, length: int) -> Iterator[
 
 def _wrong_length(length: int, yielded: str) -> str:
     return f"the loader says that it has {length} batches and yielded {yielded}; its __len__ must be right, or give num_steps."
+
+
+def _weighted(loss: Tensor, weight: float) -> Tensor:
+    """A term's share of the total; one of weight 0 adds 0, were it not finite, and leaves its parameters their gradient of 0."""
+    return weight * (torch.nan_to_num(loss) if weight == 0 else loss)
 
 
 def _told(parts: Mapping[str, _Part], task: str) -> dict[str, _Part]:

@@ -28,6 +28,9 @@ _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
 
 _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3: "B L D", 4: "B H L L"})
 
+_WITH_GAPS = ("hidden", "attention", "logits_mask")
+"""Features of which single layers or heads may be None: such a layer cannot be read, and such a head has no mask."""
+
 _STACKED_RANK: Mapping[str, int] = MappingProxyType({"hidden": 4, "attention": 5})
 """The rank of all layers in one tensor, layers first."""
 
@@ -73,7 +76,8 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         """Features from an adaptor's mapping: single tensors become tuples of one, lists become tuples.
 
         A value may be a `Feature` that states its axes; the axes of others follow from name and rank. Left out are None,
-        a list of None alone, and what is no tensor under a name that is none of the known features.
+        a list of None alone, and what is no tensor under `labels` or a name that is none of the known features. Of `hidden`,
+        `attention` and `logits_mask` single entries may be None, and keep their place.
         Raises AdaptorError where it is no mapping, or a known feature no tensor.
         """
         if isinstance(returned, Features):
@@ -92,13 +96,15 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
 
     def float(self) -> Features:
         """The same features with float16 and bfloat16 tensors in float32; others, float64 too, stay as they are."""
-        return self._each(lambda t: t.float() if t.is_floating_point() and t.element_size() < 4 else t)
+        return self._each(
+            lambda t: t.float() if t is not None and t.is_floating_point() and t.element_size() < 4 else t
+        )
 
     def to(self, device: torch.device) -> Features:
         """The same features on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._each(lambda t: t if t is None else t.to(device, non_blocking=True))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
+    def _each(self, change: Callable[[Any], Any]) -> Features:
         return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
 
     def joined(self, other: Features) -> Features:
@@ -119,7 +125,7 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         return len(self._features)
 
     def __repr__(self) -> str:
-        shapes = {name: [tuple(t.shape) for t in feature.tensors] for name, feature in self._features.items()}
+        shapes = {name: [tuple(t.shape) for t in f.tensors if t is not None] for name, f in self._features.items()}
         return f"Features({shapes})"
 
 
@@ -129,7 +135,8 @@ def _is_given(name: str, value: Any) -> bool:
         return False
     import torch
 
-    return name in _AXES or isinstance(value, Feature) or all(isinstance(part, torch.Tensor) for part in parts)
+    needed = name in _AXES and name != "labels"  # labels are read by few terms, which ask for them
+    return needed or isinstance(value, Feature) or all(isinstance(part, torch.Tensor) for part in parts)
 
 
 def _feature(name: str, value: Any, source: str) -> Feature:
@@ -141,10 +148,11 @@ def _feature(name: str, value: Any, source: str) -> Feature:
         value = value.unbind(0)
     tensors = tuple(value) if isinstance(value, Sequence) else (value,)
 
-    for tensor in tensors:
+    given = [tensor for tensor in tensors if tensor is not None or name not in _WITH_GAPS]
+    for tensor in given:
         if not isinstance(tensor, torch.Tensor):
             raise AdaptorError(
                 f"{source} returned {type(tensor).__name__} under `{name}`; a feature is a tensor or a list of tensors."
             )
-    rank = tensors[0].dim() if tensors else 0
+    rank = given[0].dim() if given else 0
     return Feature(tensors, _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank)))

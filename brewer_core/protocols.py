@@ -84,7 +84,9 @@ class ModelInfo:
     @classmethod
     def of(cls, name: str, features: Features, weight: float = 1.0, tasks: Sequence[str] = ()) -> ModelInfo:
         """What the features of one batch tell of a model."""
-        shaped = {key: tensors for key, tensors in features.items() if all(t.dim() > 0 for t in tensors)}
+        shaped = {
+            key: tensors for key, tensors in features.items() if all(t is not None and t.dim() > 0 for t in tensors)
+        }
         widths = {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()}
         return cls(name, widths, weight, tuple(tasks))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from brewer_core.protocols import Batch
 
 
 class LiveTeacher:
-    """A teacher that is a model: moved to the device, run in eval mode without gradient, and left as it was found.
+    """A teacher that is a model: moved to the device if it is elsewhere, run in eval mode without gradient, left as it was found.
 
     adaptor: its adaptor. arguments: passed to every call of the model. model_inputs: the part of a batch that the
     model takes. position: its place among several teachers, whose outputs a batch may bring along as a list.
@@ -35,7 +36,7 @@ class LiveTeacher:
         model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
         position: int | None = None,
     ) -> None:
-        self.model = model.to(device)
+        self.model = _moved(model, device)
         self.adaptor = adaptor
         self.device = device
         self.precision = precision
@@ -77,6 +78,17 @@ class LiveTeacher:
         return outputs[self.position]
 
 
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on a device; one that is there is not asked to move, which quantised ones refuse.
+
+    Raises RequestError where it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"a teacher must be a torch.nn.Module, not a {type(model).__name__}.")
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return model if all(tensor.device == device for tensor in tensors) else model.to(device)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards each of its modules in the mode in which it was."""
@@ -90,5 +102,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _set_training(modules: list[nn.Module], mode: bool) -> None:
     for module in modules:
-        # nn.Module's own __setattr__ looks for parameters: a millisecond in every step for a small teacher
-        object.__setattr__(module, "training", mode)
+        if isinstance(module, torch.jit.ScriptModule):
+            module.training = mode
+        else:  # nn.Module's own __setattr__ looks for parameters: a millisecond in every step for a small teacher
+            object.__setattr__(module, "training", mode)

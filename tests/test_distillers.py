@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,7 +23,8 @@ from brewer_core import (
     TrainingConfig,
     default_registry,
 )
-from brewer_core.errors import BrewerError, DataError, ReadOnlyError, RequestError
+from brewer_core.errors import BrewerError, ConfigError, DataError, ReadOnlyError, RequestError
+from brewer_core.teachers import evaluating
 from fakes import plugin
 from tiny import Tiny, adaptor, assert_same, batches, table, weights
 
@@ -425,3 +428,149 @@ def test_no_warning_comes_of_a_plain_training(tmp_path: Path) -> None:
             scheduler_class=torch.optim.lr_scheduler.StepLR,
             scheduler_args={"step_size": 1},
         )
+
+
+# What old scripts do beside the documents
+
+
+def without_labels(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**columns, "labels": torch.full_like(columns["labels"], -100)}
+
+
+def with_cross_entropy(batch: Any, outputs: Any) -> dict[str, Any]:
+    return {"logits": outputs["row_logits"], "losses": F.cross_entropy(outputs["row_logits"], batch["labels"])}
+
+
+def test_a_loss_without_any_label_adds_nothing_where_its_weight_is_0(tmp_path: Path) -> None:
+    teacher, student = models()
+    config = DistillationConfig(hard_label_weight=0)
+    distiller = BasicDistiller(training(tmp_path), config, teacher, student, with_cross_entropy, with_cross_entropy)
+    labelled, unlabelled = batches(table(), [8, 8])
+    distiller.train(sgd(distiller), [labelled, without_labels(unlabelled)], 1)
+    kept = weights(student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teacher, student = models()
+        adapt = adaptor("row_logits")
+        distiller = BasicDistiller(training(tmp_path), config, teacher, student, adapt, adapt)
+        distiller.train(sgd(distiller), [labelled, unlabelled], 1)
+    assert_same(weights(student), kept)
+
+
+def test_a_loss_that_is_no_number_with_gradients_that_are_is_warned_of(tmp_path: Path) -> None:
+    teacher, student = models()
+    config = DistillationConfig(hard_label_weight=1)
+    distiller = BasicDistiller(training(tmp_path), config, teacher, student, with_cross_entropy, with_cross_entropy)
+    labelled, unlabelled = batches(table(), [8, 8])
+    with pytest.warns(
+        UserWarning, match="the term `hard_label_loss` is not finite in some step, though its gradients are"
+    ):
+        distiller.train(sgd(distiller), [labelled, without_labels(unlabelled)], 1)
+    assert all(tensor.isfinite().all() for tensor in weights(student).values())
+
+
+@pytest.mark.parametrize("name", ["t_config", "d_config"])
+def test_a_distillers_config_cannot_be_replaced(name: str, tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    kept = getattr(distiller, name)
+    text = message(ReadOnlyError, lambda: setattr(distiller, name, kept.model_copy()))
+    assert text == (
+        f"BasicDistiller.{name} cannot be replaced: the distiller is built of it; build another distiller with the new config."
+    )
+    assert getattr(distiller, name) is kept
+
+
+def test_what_a_callback_leaves_in_the_gradients_is_gone_in_the_next_epoch(tmp_path: Path) -> None:
+    def student(callback: Callable[..., Any]) -> dict[str, Tensor]:
+        distiller = made("BasicDistiller", training(tmp_path))
+        distiller.train(sgd(distiller), batches(table(), [8] * 2), 3, callback=callback)
+        return weights(distiller.model_S)
+
+    def forward(model: nn.Module, step: int) -> Tensor:
+        return model(**batches(table(), [8])[0])["loss"]
+
+    def backward(model: nn.Module, step: int) -> None:
+        forward(model, step).backward()
+
+    assert_same(student(backward), student(forward))
+
+
+def test_what_a_callback_adds_to_the_optimizer_is_clipped_too(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path), kd_loss_weight=1e4)
+    student = distiller.model_S
+    optimizer = torch.optim.SGD(student.of_rows.parameters(), lr=0.1)
+    norms: list[float] = []
+
+    def note(*_: Any) -> None:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])))
+
+    def unfreeze(model: nn.Module, step: int) -> None:
+        if step == 1:
+            optimizer.add_param_group({"params": list(model.embedding.parameters())})
+
+    optimizer.register_step_pre_hook(note)
+    distiller.train(optimizer, batches(table(), [8]), 2, callback=unfreeze, max_grad_norm=1.0)
+    assert norms == [pytest.approx(1.0, rel=1e-4)] * 2
+
+
+def test_an_optimizer_that_finds_its_own_learning_rate_logs_none(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path, log_dir=str(tmp_path / "log"), log_every_steps=1))
+    optimizer = sgd(distiller)
+    optimizer.register_step_pre_hook(lambda *_: optimizer.param_groups[0].update(lr=0.1))
+    optimizer.register_step_post_hook(lambda *_: optimizer.param_groups[0].update(lr=None))
+    distiller.train(optimizer, batches(table(), [8]), 1)
+    (file,) = (tmp_path / "log").iterdir()
+    assert b"learning_rate" not in file.read_bytes()
+
+
+def test_a_teacher_that_is_on_the_device_is_not_asked_to_move(tmp_path: Path) -> None:
+    distiller = made("BasicDistiller", training(tmp_path))
+    distiller.model_T.to = None
+    distiller.train(sgd(distiller), batches(table(), [8]), 1)
+
+
+def test_a_teacher_that_is_no_module_is_refused(tmp_path: Path) -> None:
+    adapt = adaptor("row_logits")
+    distiller = BasicDistiller(training(tmp_path), DistillationConfig(), None, models()[1], adapt, adapt)
+    assert message(RequestError, lambda: distiller.train(sgd(distiller), batches(table(), [8]), 1)) == (
+        "a teacher must be a torch.nn.Module, not a NoneType."
+    )
+
+
+def test_numbers_of_numpys_are_numbers(tmp_path: Path) -> None:
+    match = {**MATCH, "layer_T": numpy.int64(MATCH["layer_T"]), "weight": numpy.float32(0.5)}
+    config = DistillationConfig(temperature=numpy.float64(2), intermediate_matches=[match])
+    assert config == DistillationConfig(temperature=2, intermediate_matches=[{**MATCH, "weight": 0.5}])
+    accumulating = training(tmp_path, gradient_accumulation_steps=numpy.int64(2))
+    assert accumulating == training(tmp_path, gradient_accumulation_steps=2)
+    assert message(ConfigError, lambda: DistillationConfig(temperature=numpy.array([2.0]))).startswith(
+        "DistillationConfig: "
+    )
+
+
+def test_a_batch_of_any_other_kind_is_spread_over_the_models_arguments(tmp_path: Path) -> None:
+    class Columns:
+        def __init__(self, batch: dict[str, Tensor]) -> None:
+            self.batch = batch
+
+        def __iter__(self) -> Any:
+            return iter(self.batch.values())
+
+    def student(make: Callable[..., Any]) -> dict[str, Tensor]:
+        distiller = made("BasicDistiller", training(tmp_path))
+        distiller.adaptor_T = distiller.adaptor_S = lambda batch, outputs: {"logits": outputs["row_logits"]}
+        distiller.train(sgd(distiller), [make(batch) for batch in batches(table(), [8] * 2)], 1)
+        return weights(distiller.model_S)
+
+    assert_same(student(Columns), student(lambda batch: tuple(batch.values())))
+
+
+def test_a_scripted_teacher_teaches_in_eval_mode() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is to go
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)))
+    with evaluating(scripted):
+        assert not any(module.training for module in scripted.modules())
+        assert torch.equal(scripted(torch.ones(8, 3)), scripted(torch.ones(8, 3)))
+    assert all(module.training for module in scripted.modules())

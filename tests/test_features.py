@@ -138,7 +138,6 @@ def test_what_is_no_mapping_is_refused(returned: Any, shown: str) -> None:
     [
         (3.0, "float"),
         ("text", "str"),
-        ([zeros(1), None], "NoneType"),
         ([[zeros(1)]], "list"),
         ({"a": zeros(1)}, "dict"),
     ],
@@ -149,6 +148,23 @@ def test_what_is_no_tensor_is_refused(value: Any, shown: str) -> None:
     assert str(caught.value) == (
         f"the adaptor returned {shown} under `hidden`; a feature is a tensor or a list of tensors."
     )
+
+
+def test_single_layers_and_masks_of_single_heads_may_be_none_and_keep_their_place() -> None:
+    features = Features.of({"hidden": [None, zeros(2, 3, 4)], "logits_mask": (None, zeros(2, 3))})
+    assert [part is None for name in features for part in features[name]] == [True, False] * 2
+    assert (features.axes("hidden"), features.axes("logits_mask")) == ("B L D", "B L")
+    assert features.float().to(torch.device("cpu"))["hidden"][1].shape == (2, 3, 4)
+
+
+def test_logits_may_not_have_gaps() -> None:
+    with pytest.raises(AdaptorError, match=r"^the adaptor returned NoneType under `logits`; a feature is"):
+        Features.of({"logits": [zeros(1, 2), None]})
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [zeros(2), None], 3])
+def test_labels_that_are_no_tensors_are_left_out(labels: Any) -> None:
+    assert list(Features.of({"logits": zeros(2, 3), "labels": labels})) == ["logits"]
 
 
 # Copies

@@ -490,6 +490,42 @@ def test_a_distiller_that_is_an_argument_is_known_by_its_name(tmp_path: Path) ->
     assert [v for v, _ in verdicts(tmp_path, text, ".train(...)")] == ["change", "differs"]
 
 
+def test_a_parameter_in_the_loaders_place_may_be_a_scheduler(tmp_path: Path) -> None:
+    text = distiller("train(o, l, 1)") + "def go(opt, sch, data):\n    distiller.train(opt, sch, data, 3)\n"
+    assert verdicts(tmp_path, text, "distiller.train")[0] == ("same", None)
+    assert ("unknown", 44) in verdicts(tmp_path, text, "distiller.train")
+    text = text.replace("sch", "train_data")
+    assert ("unknown", 44) not in verdicts(tmp_path, text, "distiller.train")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("tune(d)", "look whether that assigns to the config, which is frozen"),
+        ("setattr(t, 'output_dir', 'x')", "look whether that assigns to the config, which is frozen"),
+        ("run.go(steps=3, by=distiller)", "look whether that trains, or uses what is inside a distiller"),
+    ],
+)
+def test_what_a_function_is_given_was_not_followed(line: str, told: str, tmp_path: Path) -> None:
+    found = said(tmp_path, f"{distiller('train(o, l, 1)')}{line}\n", " in ")
+    assert found["verdict"] == "unknown"
+    assert told in found["advice"]
+
+
+def test_what_only_reads_a_config_is_not_worth_a_row(tmp_path: Path) -> None:
+    text = distiller("train(o, l, 1)")
+    assert len(rows(tmp_path, f"{text}print(t)\nlogger.info(d)\n")) == len(rows(tmp_path, text))
+
+
+def test_a_component_takes_its_inputs_by_position(tmp_path: Path) -> None:
+    text = (
+        "from textbrewer import MATCH_LOSS_MAP as M\nM['cos'](state_S=a, state_T=b, mask=m)\nM['cos'](a, b, mask=m)\n"
+    )
+    assert [(row["line"], row["advice"]) for row in rows(tmp_path, text) if row["verdict"] == "change"] == [
+        (2, "A component takes its inputs by position: write state_S, state_T without the names.")
+    ]
+
+
 def test_matches_of_several_teachers_must_name_theirs(tmp_path: Path) -> None:
     match = MATCH.replace("LOSS", "cos")
     text = distiller("train(o, l, 1)", "MultiTeacherDistiller", f"intermediate_matches=[{match}]")
@@ -516,7 +552,7 @@ def test_matches_of_several_teachers_must_name_theirs(tmp_path: Path) -> None:
         ("tb.GeneralDistiller.train_on_batch = f", None, "brewer's distillers have no `train_on_batch`"),
         ("distiller.initialize_training(o, None, None, None)", None, "have no `initialize_training`"),
         ("torch.distributed.init_process_group('nccl')", 32, "refuses WORLD_SIZE above 1"),
-        ("tb.nothing(3)", None, "There is no nothing: neither TextBrewer nor brewer has that name."),
+        ("tb.nothing(3)", None, "There is no nothing: brewer has nothing of that name there."),
     ],
 )
 def test_what_an_old_script_must_change(line: str, row: int | None, told: str, tmp_path: Path) -> None:

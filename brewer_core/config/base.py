@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
 
 from brewer_core.errors import ConfigError, ReadOnlyError, did_you_mean
 
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-Int = Annotated[int, Strict()]
-Float = Annotated[float, Strict()]
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy's as one of Python's; anything else as it is."""
+    if isinstance(value, (bool, int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+Int = Annotated[int, Strict(), BeforeValidator(plain_number)]
+Float = Annotated[float, Strict(), BeforeValidator(plain_number)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
@@ -14,14 +15,10 @@ from brewer_core.config.refs import ComponentRef, OfKind
 
 
 def _layers(value: Any) -> int | tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if (
-        isinstance(value, (list, tuple))
-        and value
-        and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    ):
-        return tuple(value)
+    several = value if isinstance(value, (list, tuple)) else [value]
+    if several and all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in several):
+        layers = tuple(map(int, several))
+        return layers if several is value else layers[0]
     raise PydanticCustomError(
         "text", "expected a layer such as 3, or several such as [3, 4], not {value}", {"value": shown(value)}
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from brewer_core.captures import PREFIX, submodule
 from brewer_core.config import ComponentRef
+from brewer_core.config.base import plain_number
 from brewer_core.config.refs import OfKind
 from brewer_core.errors import RequestError
 from brewer_core.objective import Builder, MatchTerm, Source
@@ -88,7 +89,8 @@ def _whole(match: Any) -> CustomMatch:
 
 
 def _term(build: Builder, path: str, match: CustomMatch, student: nn.Module, teacher: nn.Module) -> MatchTerm | None:
-    if isinstance(match.weight, bool) or not isinstance(match.weight, (int, float)) or not math.isfinite(match.weight):
+    weight = plain_number(match.weight)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise RequestError(f"weight must be a number, not {match.weight!r}.")
     names = (_name(match.module_S, student, "student"), _name(match.module_T, teacher, "teacher"))
     projection, width, group = _projection(build, f"{path}.proj_func", match)

@@ -120,6 +120,7 @@ class Door:
             log_every_steps=self.config.log_every_steps,
             checkpoint_due=self._checkpoint_due(request),
             prepare=request.prepare,
+            only_gradients_stop=True,
         )
 
     def _checkpoint_due(self, request: TrainRequest) -> Callable[[int, int], bool]:

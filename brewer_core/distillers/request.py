@@ -74,8 +74,8 @@ class TrainRequest:
     def prepare(self, task: str, batch: Any) -> Any:
         """The batch after the user's postprocessor, that of its task where there is one for each."""
         given = self.batch_postprocessor
-        made = given.get(task) if isinstance(given, Mapping) else given
-        return batch if made is None else made(batch)
+        made = given if self.tasks is None or callable(given) else _of_task(given, task)
+        return made(batch) if callable(made) else batch
 
     def duration(self) -> Duration:
         """TextBrewer's rule: num_steps wins."""
@@ -90,6 +90,16 @@ class TrainRequest:
         if self.scheduler_class is not None:
             return self.scheduler_class(optimizer=optimizer, **(self.scheduler_args or {}))
         return self.scheduler
+
+
+def _of_task(given: Any, task: str) -> Any:
+    """The postprocessor of a task; None where there is none for it."""
+    if given is None:
+        return None
+    try:
+        return given[task]  # and not `get`: a defaultdict makes one
+    except KeyError:
+        return None
 
 
 def _is_loader(given: Any) -> bool:

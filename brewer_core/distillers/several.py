@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from brewer_core.config import DistillationConfig, TrainingConfig
+from brewer_core.config.base import plain_number
 from brewer_core.distillers.lesson import Adaptor, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
 from brewer_core.distillers.single import BasicDistiller, GeneralDistiller
@@ -156,7 +157,7 @@ class MultiTaskDistiller(GeneralDistiller):
             batch_postprocessors,
             tasks=tuple(self.model_T),
         )
-        self._strategy = self._door.strategy({"name": "multi_task", "tau": tau})
+        self._strategy = self._door.strategy({"name": "multi_task", "tau": plain_number(tau)})
         self._door.build(self._strategy, self._infos())
         self._door.train(self._lesson(), request, args)
 

@@ -13,7 +13,7 @@ from brewer_core.distillers.door import Door
 from brewer_core.distillers.lesson import Lesson
 from brewer_core.distillers.modes import Modes
 from brewer_core.distillers.request import Callback, TrainRequest
-from brewer_core.errors import RequestError
+from brewer_core.errors import ReadOnlyError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,6 +48,15 @@ class Trains(ABC):
                 f"{cls.__name__}.{overridden[0]} would never be called: distillers have no loop of their own. Write a "
                 "brewer_core.Strategy with its `terms`, and pass it as strategy=..., or use a loss of your own in the config."
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises ReadOnlyError for another config: what is built of the first one would not follow."""
+        if name in ("t_config", "d_config") and name in vars(self):
+            raise ReadOnlyError(
+                f"{type(self).__name__}.{name} cannot be replaced: the distiller is built of it; build another distiller "
+                "with the new config."
+            )
+        super().__setattr__(name, value)
 
     @abstractmethod
     def _lesson(self) -> Lesson:

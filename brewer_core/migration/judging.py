@@ -79,7 +79,7 @@ def _judged(uses: Uses, registry: Registry) -> Iterator[Finding]:
         if isinstance(node, ast.Attribute):
             yield from _judge_attribute(node, uses)
         elif isinstance(node, ast.Call):
-            yield from _judge_call(node)
+            yield from _judge_call(node, uses)
 
 
 def _change(node: ast.AST, advice: str, row: int | None = None, verdict: Verdict = "change") -> Finding:
@@ -176,6 +176,36 @@ def _judge_attribute(node: ast.Attribute, uses: Uses) -> Iterator[Finding]:
         yield _change(statement, f"brewer's distillers have no `{node.attr}`: {STRATEGY}.")
 
 
-def _judge_call(node: ast.Call) -> Iterator[Finding]:
-    if (dotted(node.func) or "").endswith("init_process_group"):
+_READERS = frozenset({"print", "str", "repr", "type", "isinstance", "debug", "info", "warning", "getattr", "hasattr"})
+"""Functions, and methods of loggers, that change nothing of what they are given."""
+
+
+def _judge_call(node: ast.Call, uses: Uses) -> Iterator[Finding]:
+    called = (dotted(node.func) or "").rpartition(".")[2]
+    if called == "init_process_group":
         yield _change(node, ONE_PROCESS, 32)
+    if isinstance(node.func, ast.Subscript) and (name := uses.name(node.func.value)) and name.name in PRESETS:
+        by_name = [keyword.arg for keyword in node.keywords if keyword.arg != "mask"]
+        if by_name:
+            advice = (
+                f"A component takes its inputs by position: write {', '.join(map(str, by_name))} without the names."
+            )
+            yield _change(node, advice)
+    if called not in _READERS and node not in uses.configs and node not in uses.distillers:
+        yield from _judge_passed(node, called, uses)
+
+
+def _judge_passed(node: ast.Call, called: str, uses: Uses) -> Iterator[Finding]:
+    """What is to be said of a config or a distiller that a function of the script is given."""
+    given = [argument.value if isinstance(argument, ast.Starred) else argument for argument in node.args]
+    for argument in [*given, *(keyword.value for keyword in node.keywords)]:
+        if not isinstance(argument, (ast.Name, ast.Attribute)):
+            continue
+        if uses.is_config(argument):
+            what = "assigns to the config, which is frozen"
+        elif uses.bindings.definition(argument) in uses.distillers:
+            what = "trains, or uses what is inside a distiller"
+        else:
+            continue
+        advice = f"What is done with it inside `{called}` was not followed: look whether that {what}."
+        yield Finding(node.lineno, f"{ast.unparse(argument)} in {called}(...)", "unknown", advice)

@@ -20,15 +20,7 @@ Said = tuple[Verdict, str, int | None]
 
 ONE_PROCESS = "brewer trains in one process so far, and refuses WORLD_SIZE above 1: start the script without torchrun."
 
-_WITHOUT_EFFECT = (
-    "ckpt_frequency",
-    "ckpt_epoch_frequency",
-    "ckpt_steps",
-    "log_dir",
-    "output_dir",
-    "device",
-    "fp16_opt_level",
-)
+_WITHOUT_EFFECT = ("log_dir", "output_dir", "device", "fp16_opt_level")
 """Settings that have no part in the result."""
 
 _LEFT_OVER = (

@@ -94,6 +94,9 @@ def judge_train(use: TrainUse, uses: Uses) -> Iterator[Finding]:
     if use.old_order:
         advice = f"The scheduler stands in the loader's place: write {_new_call(use)}."
         yield Finding(use.line, called, "change", advice, 44)
+    elif use.order_unknown:
+        advice = "The text does not tell whether a loader stands in second place; a scheduler there is an error that gives the new call."
+        yield Finding(use.line, called, "unknown", advice, 44)
     else:
         yield Finding(use.line, called, "same", "The same arguments in the same order.")
     if use.unread:

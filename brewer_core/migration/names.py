@@ -81,7 +81,10 @@ OVERRIDDEN = frozenset(
     }
 )
 """Methods of TextBrewer's distillers that no subclass of brewer's may define."""
-INSIDES = OVERRIDDEN | {"custom_matches_cache", "logits_cache", "print_freq", "projs", "projs_group", "tb_writer"}
+INSIDES = OVERRIDDEN | {
+    *("custom_matches_cache", "has_custom_matches", "handles_S", "handles_T", "_hook_S", "_hook_T"),
+    *("kd_loss", "local_rank", "logits_cache", "print_freq", "projs", "projs_group", "rank", "tb_writer"),
+}
 """Attributes of TextBrewer's distillers that brewer's do not have."""
 
 
@@ -117,7 +120,7 @@ class OfTextBrewer:
     def lack(self) -> str:
         """That brewer lacks it, and what to do."""
         what = {"": f"module {self.module}", "*": f"* in {self.module}"}.get(self.name, self.name)
-        instead = INTERNAL.get(self.module, "neither TextBrewer nor brewer has that name")
+        instead = INTERNAL.get(self.module, "brewer has nothing of that name there")
         return f"There is no {what}: {f'write brewer_core.{self.name}' if self.moved else instead}."
 
 

@@ -73,6 +73,7 @@ class TrainUse:
     unread: bool
     old_order: bool
     in_context: bool
+    order_unknown: bool = False
 
     @property
     def loaders(self) -> ast.expr | None:
@@ -256,7 +257,8 @@ def _find_train(uses: Uses, call: ast.Call) -> None:
     given, unread = uses.arguments(call, TRAIN_ARGUMENTS[tasks, old])
     text, distiller = ast.unparse(receiver), built[0] if len(built) == len(made) == 1 else None
     held = _is_held(uses, call, text)
-    uses.trains.append(TrainUse(call.lineno, text, distiller, given, bool(unread), old, held))
+    unsure = not old and len(call.args) > 1 and _is_parameter(uses, call.args[1])
+    uses.trains.append(TrainUse(call.lineno, text, distiller, given, bool(unread), old, held, unsure))
 
 
 def _is_held(uses: Uses, call: ast.Call, receiver: str) -> bool:
@@ -277,6 +279,13 @@ def _is_old_order(uses: Uses, call: ast.Call) -> bool:
     taken_twice = named & {"dataloader", "dataloaders", "num_epochs" if third is not None else None}
     looks_old = _looks(uses, second, "sched", "lr_") or _looks(uses, third, "loader", "dataset")
     return bool(taken_twice) or looks_old or not is_given(second)
+
+
+def _is_parameter(uses: Uses, node: ast.AST) -> bool:
+    """Whether an argument is a parameter of the function around, whose name does not tell a loader."""
+    bound = uses.bindings.every(node)
+    unknown = bool(bound) and all(binding.value is None and binding.origin is None for binding in bound)
+    return unknown and not _looks(uses, node, "load", "data", "batch", "train", "iter")
 
 
 def _looks(uses: Uses, node: ast.AST | None, *parts: str) -> bool:

@@ -138,8 +138,8 @@ def _positions(mask: Tensor | None, logits: Tensor, side: str) -> Tensor | None:
 
 
 def _by_position(labels: Tensor | None, logits: Tensor) -> Tensor | None:
-    """[B, L]: the labels of [B, L, V], were they in one row; others as they are."""
-    if labels is None or logits.dim() != 3 or labels.dim() != 1 or labels.numel() != logits.shape[:2].numel():
+    """[B, L]: the labels of [B, L, V], were they in one row or column; others as they are."""
+    if labels is None or logits.dim() != 3 or labels.numel() != logits.shape[:2].numel():
         return labels
     return labels.reshape(logits.shape[:2])
 

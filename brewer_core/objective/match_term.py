@@ -105,6 +105,10 @@ class MatchTerm(nn.Module):
                     [f"{self.path}.layer_{side}: {no_such_layer(owner, source.feature, len(found), layer)}"],
                     "DistillationConfig",
                 )
+            if found[layer] is None:
+                raise AdaptorError(
+                    f"{self.path}: the {owner}'s adaptor returns None as layer {layer} of {source.feature!r}."
+                )
         return tuple(found[layer] for layer in layers) if isinstance(layers, tuple) else found[layers]
 
 
