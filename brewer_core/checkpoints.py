@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from brewer_core.errors import DataError
+
 STATE_FILE = "state.pt"
+_MADE_WITH = "made_with"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -19,12 +24,14 @@ class Checkpoints:
     """A folder of `step-{N}` folders.
 
     keep_last: how many of the latest to keep, those found in the folder being older than what is saved here; a pinned
-    one, such as the best, stays beside them.
+    one, such as the best, stays beside them. made_with: versions of the distributions whose components are used, written
+    into each checkpoint.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 1) -> None:
+    def __init__(self, folder: Path, keep_last: int = 1, made_with: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self.made_with = dict(made_with or {})
         self.pinned: int | None = None
         self._saved: list[int] = []
 
@@ -34,7 +41,8 @@ class Checkpoints:
         draft = self.folder / f".step-{step}.partial"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        torch.save(dict(state), draft / STATE_FILE)
+        versions = {_MADE_WITH: self.made_with} if self.made_with else {}
+        torch.save({**state, **versions}, draft / STATE_FILE)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)
         self._saved = [*(earlier for earlier in self._saved if earlier != step), step]
@@ -42,8 +50,28 @@ class Checkpoints:
         return target
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state of a step, on the CPU. Only tensors and plain values are read, never code."""
-        return dict(torch.load(self.folder / f"step-{step}" / STATE_FILE, map_location="cpu", weights_only=True))
+        """The state of a step, on the CPU. Only tensors and plain values are read, never code.
+
+        Warns where it was made with another version of a distribution than is used here. Raises DataError where the file
+        is missing or damaged, or holds code.
+        """
+        file = self.folder / f"step-{step}" / STATE_FILE
+        try:
+            state = dict(torch.load(file, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+            raise DataError(f"checkpoint {file} cannot be read: {reason}; take an earlier one.") from error
+        for distribution, version in state.pop(_MADE_WITH, {}).items():
+            self._warn_of_other_version(file, distribution, version)
+        return state
+
+    def _warn_of_other_version(self, file: Path, distribution: str, version: str) -> None:
+        here = self.made_with.get(distribution, version)
+        if here != version:
+            warnings.warn(
+                f"checkpoint {file} was made with {distribution} {version}, and {here} is installed; results may differ.",
+                stacklevel=3,
+            )
 
     def pin(self, step: int) -> None:
         """Keep a step beside the latest ones, in place of the one pinned before."""

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import pluggy
 
 from brewer_core import hookspecs
 from brewer_core.components import KINDS, Component, Kind, Provenance
 from brewer_core.errors import BrewerError, PluginError
-from brewer_core.registry import Plugin, Registry
+from brewer_core.registry import Plugin, Registry, check_plugin_names
 
 DISABLE_VARIABLE = "BREWER_DISABLE_PLUGINS"
+ALLOW_VARIABLE = "BREWER_PLUGINS"
+OWN_DISTRIBUTION = "brewer-core"
+COMMANDS: Final = "brewer.commands"
+"""The entry-point group of commands that plugins add to `brewer`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +39,11 @@ class FoundPlugin:
     target: str
     version: str
     error: str = ""  # set where the distribution's entry points cannot be read
+
+    @property
+    def key(self) -> str:
+        """`distribution:entry`, by which a plugin is named where one is disabled or allowed."""
+        return f"{self.distribution}:{self.entry_point}"
 
     @property
     def provenance(self) -> Provenance:
@@ -55,10 +64,45 @@ class PluginWarning(UserWarning):
     """A plugin was left out; the text says which and why."""
 
 
-def find_plugins(path: Sequence[str] | None = None) -> tuple[FoundPlugin, ...]:
+@dataclass(frozen=True)
+class Choice:
+    """Which plugins may be imported, each named by its distribution or as `distribution:entry`.
+
+    disabled: those that may not. allowed: those that may, if only some; brewer's own always may.
+    """
+
+    disabled: frozenset[str] = frozenset()
+    allowed: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, disable: Iterable[str] = (), allow: Iterable[str] | None = None) -> Choice:
+        """A choice from names as they are typed: blanks around them do not count, and an empty list allows all."""
+        return cls(_keys(disable), _keys(allow or ()) or None)
+
+    @classmethod
+    def of_environment(cls, disable: Iterable[str] = ()) -> Choice:
+        """What `BREWER_PLUGINS` allows, without what `BREWER_DISABLE_PLUGINS` names, names being separated by commas."""
+        off, allowed = (os.environ.get(variable, "").split(",") for variable in (DISABLE_VARIABLE, ALLOW_VARIABLE))
+        return cls.of([*off, *disable], allowed)
+
+    def takes(self, found: FoundPlugin) -> bool:
+        """Whether a plugin may be imported."""
+        names = {found.distribution, found.key}
+        permitted = self.allowed is None or found.distribution == OWN_DISTRIBUTION or names & self.allowed
+        return bool(permitted) and not names & self.disabled
+
+    def check(self, found: Iterable[FoundPlugin]) -> None:
+        """Raises RequestError for a name that no plugin bears."""
+        known = {name for plugin in found for name in (plugin.distribution, plugin.key)}
+        check_plugin_names("disable", self.disabled, known)
+        check_plugin_names("allow", self.allowed or (), known)
+
+
+def find_plugins(path: Sequence[str] | None = None, group: str = hookspecs.NAMESPACE) -> tuple[FoundPlugin, ...]:
     """The plugins of the installed distributions, sorted by distribution and entry point; nothing is imported.
 
-    path: folders to look in, in place of `sys.path`. The first distribution of a name hides later ones.
+    path: folders to look in, in place of `sys.path`. The first distribution of a name hides later ones. group: of their
+    entry points.
     """
     seen: set[str] = set()
     found: list[FoundPlugin] = []
@@ -66,7 +110,7 @@ def find_plugins(path: Sequence[str] | None = None) -> tuple[FoundPlugin, ...]:
         name = _normalised(_header(distribution, "Name"))
         if name and name not in seen:
             seen.add(name)
-            found += _entry_points(distribution, name)
+            found += _entry_points(distribution, name, group)
     return tuple(sorted(found))
 
 
@@ -99,39 +143,45 @@ def collect(plugin: object, provenance: Provenance | None = None) -> Plugin:
 
 
 def build_registry(
-    *, path: Sequence[str] | None = None, disable: Iterable[str] = (), files: Iterable[Path] = ()
+    *,
+    path: Sequence[str] | None = None,
+    disable: Iterable[str] = (),
+    allow: Iterable[str] | None = None,
+    files: Iterable[Path] = (),
 ) -> Registry:
     """A registry of every installed plugin, without those disabled, with those in single files.
 
-    Raises RequestError for an unknown name in disable, PluginError for a file that is no plugin.
+    allow: import no others than these and brewer's own; all if None. A plugin in a file needs no allowance.
+    Raises RequestError for an unknown name in disable or allow, PluginError for a file that is no plugin.
     """
-    off = {key.strip() for key in disable} - {""}
-    found = find_plugins(path)
-    active = [f for f in found if not off & {f.distribution, f"{f.distribution}:{f.entry_point}"}]
+    choice, found = Choice.of(disable, allow), find_plugins(path)
+    active = [f for f in found if choice.takes(f)]
     skipped = tuple(Plugin(f.provenance, "disabled") for f in found if f not in active)
     plugins = sorted((*collect_plugins(load_plugins(active)), *skipped), key=_place)
-    registry = Registry(plugins, collect).without(off)
+    choice.check([*found, *find_plugins(path, COMMANDS)])
+    registry = Registry(plugins, collect)
     for file in files:
         registry = _with_file(registry, file)
     return registry
+
+
+def environment_registry(*, disable: Iterable[str] = (), files: Iterable[Path] = ()) -> Registry:
+    """The registry that the command line works with: what the environment allows, less what it disables."""
+    choice = Choice.of_environment(disable)
+    return build_registry(disable=choice.disabled, allow=choice.allowed, files=files)
 
 
 @functools.cache
 def default_registry() -> Registry:
     """The registry of every installed plugin, built at the first look-up; `cache_clear()` is for tests.
 
-    `BREWER_DISABLE_PLUGINS`, names separated by commas, is read here. Every plugin that failed warns here, once.
+    `BREWER_PLUGINS` and `BREWER_DISABLE_PLUGINS` are read here. Every plugin that failed warns here, once.
     """
-    registry = build_registry(disable=disabled_by_environment())
+    registry = environment_registry()
     for plugin in registry.plugins:
         if plugin.status == "failed":
             warnings.warn(f"plugin {plugin.key} was left out: {plugin.error}", PluginWarning, stacklevel=2)
     return registry
-
-
-def disabled_by_environment() -> tuple[str, ...]:
-    """The names in `BREWER_DISABLE_PLUGINS`."""
-    return tuple(name for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip())
 
 
 def load_file(file: Path) -> ModuleType:
@@ -155,12 +205,12 @@ def load_file(file: Path) -> ModuleType:
     return module
 
 
-def _entry_points(distribution: metadata.Distribution, name: str) -> list[FoundPlugin]:
+def _entry_points(distribution: metadata.Distribution, name: str, group: str) -> list[FoundPlugin]:
     version = _header(distribution, "Version")
     try:
-        entries = [entry for entry in distribution.entry_points if entry.group == hookspecs.NAMESPACE]
+        entries = [entry for entry in distribution.entry_points if entry.group == group]
     except Exception as error:  # a malformed file, of whichever distribution, is no reason for all others to fail
-        if f"[{hookspecs.NAMESPACE}]" not in (distribution.read_text("entry_points.txt") or ""):
+        if f"[{group}]" not in (distribution.read_text("entry_points.txt") or ""):
             return []
         reason = f"entry_points.txt of {name} cannot be read: {_reason(error)}"
         return [FoundPlugin(name, "entry_points.txt", "", version, reason)]
@@ -244,6 +294,10 @@ def _provided(hook: pluggy.HookImpl, kind: Kind) -> Mapping[str, Any]:
     if not isinstance(returned, Mapping):
         raise PluginError(f"{kind.hook} returned {_a(returned)}; it must return a mapping from name to implementation.")
     return returned
+
+
+def _keys(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.strip() for name in names) - {""}
 
 
 def _place(plugin: Plugin) -> tuple[str, str]:

@@ -251,3 +251,7 @@ class ComponentLookup(Protocol):
     def check(self, kind: str, name: str, options: Mapping[str, Any], positional: Sequence[Any] = ()) -> dict[str, Any]:
         """The validated options of a component, completed with defaults."""
         ...
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of the distributions that are installed and have plugins."""
+        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -54,6 +54,11 @@ class Registry:
         """Every plugin that was found, in order of distribution and entry point."""
         return self._plugins
 
+    def versions(self) -> Mapping[str, str]:
+        """The versions of the installed distributions that have plugins, disabled and failed ones included."""
+        origins = (plugin.provenance for plugin in self._plugins)
+        return {origin.distribution: origin.version for origin in origins if origin.version}
+
     def with_plugin(self, plugin: object) -> Registry:
         """A registry with the components of one plugin object more, this one staying as it is.
 
@@ -81,10 +86,7 @@ class Registry:
         """
         wanted = {key.strip() for key in keys} - {""}
         known = {name for plugin in self._plugins for name in (plugin.key, plugin.provenance.distribution)}
-        for key in sorted(wanted - known):
-            raise RequestError(
-                f"cannot disable {key!r}: no plugin is called that{_close(key, known)} Known: {', '.join(sorted(known))}."
-            )
+        check_plugin_names("disable", wanted, known)
         return Registry(
             (_disabled(p) if wanted & {p.key, p.provenance.distribution} else p for p in self._plugins), self._collect
         )
@@ -171,6 +173,14 @@ class Registry:
             text += f" Disabled: {', '.join(disabled)}."
         failed = [f"{p.key} ({p.error})" for p in self._plugins if p.status == "failed"]
         return text + (f" Plugins that failed to load: {'; '.join(failed)}." if failed else "")
+
+
+def check_plugin_names(verb: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises RequestError for a name that no plugin bears. verb: what cannot be done with it."""
+    for name in sorted(set(names).difference(known)):
+        raise RequestError(
+            f"cannot {verb} {name!r}: no plugin is called that{_close(name, known)} Known: {', '.join(sorted(known))}."
+        )
 
 
 def _named(component: Component, options: Mapping[str, Any], positional: Sequence[Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import pytest
 from brewer_core import hookimpl
 from brewer_core.errors import ConflictingComponentError, PluginError, RequestError, UnknownComponentError
 from brewer_core.plugins import (
+    Choice,
     PluginWarning,
     build_registry,
     collect,
     default_registry,
-    disabled_by_environment,
     find_plugins,
     load_file,
 )
@@ -436,16 +436,72 @@ def test_an_unknown_name_to_disable_is_told_with_what_is_there(site: Path) -> No
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [(None, ()), ("", ()), (" , ", ()), ("one", ("one",)), ("one, two:x,", ("one", " two:x"))],
+    [(None, ()), ("", ()), (" , ", ()), ("one", ("one",)), ("one, two:x,", ("one", "two:x"))],
 )
-def test_names_to_disable_are_read_from_the_environment(
-    value: str | None, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["BREWER_DISABLE_PLUGINS", "BREWER_PLUGINS"])
+def test_names_of_plugins_are_read_from_the_environment(
+    variable: str, value: str | None, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("BREWER_DISABLE_PLUGINS", raising=False)
+    for each in ("BREWER_DISABLE_PLUGINS", "BREWER_PLUGINS"):
+        monkeypatch.delenv(each, raising=False)
     if value is not None:
-        monkeypatch.setenv("BREWER_DISABLE_PLUGINS", value)
+        monkeypatch.setenv(variable, value)
 
-    assert disabled_by_environment() == names
+    choice = Choice.of_environment()
+
+    of_none = Choice()
+    if variable == "BREWER_PLUGINS":
+        assert (choice.disabled, choice.allowed) == (of_none.disabled, frozenset(names) or None)
+    else:
+        assert (choice.disabled, choice.allowed) == (frozenset(names), of_none.allowed)
+
+
+# An allow-list
+
+
+def two_and_brewers_own(site: Path) -> None:
+    for name in ("one", "two", "brewer-core"):
+        module = f"of_{name.replace('-', '_')}"
+        fake_distribution(site, name, "1.0", {"l": module}, {f"{module}.py": loss_module(module)})
+
+
+@pytest.mark.parametrize("allowed", ["two", "two:l"])
+def test_what_is_not_allowed_is_not_imported_and_brewers_own_always_is(allowed: str, site: Path) -> None:
+    two_and_brewers_own(site)
+
+    registry = registry_of(site, allow=[allowed])
+
+    assert registry.names("kd_loss") == ("of_brewer_core", "of_two")
+    assert {plugin.key: plugin.status for plugin in registry.plugins} == {
+        "brewer-core:l": "loaded",
+        "one:l": "disabled",
+        "two:l": "loaded",
+    }
+    assert "of_one" not in sys.modules
+
+
+def test_what_is_allowed_may_be_disabled_all_the_same(site: Path) -> None:
+    two_and_brewers_own(site)
+
+    assert registry_of(site, allow=["one", "two"], disable=["one"]).names("kd_loss") == ("of_brewer_core", "of_two")
+
+
+def test_allowing_what_is_not_there_is_refused(site: Path) -> None:
+    two_and_brewers_own(site)
+
+    with pytest.raises(RequestError) as caught:
+        registry_of(site, allow=["one", "tow"])
+    assert str(caught.value) == (
+        "cannot allow 'tow': no plugin is called that; did you mean 'two'? Known: brewer-core, brewer-core:l, "
+        "one, one:l, two, two:l."
+    )
+
+
+def test_a_plugin_that_brings_commands_alone_may_be_allowed(site: Path) -> None:
+    two_and_brewers_own(site)
+    fake_distribution(site, "three", "1.0", "[brewer.commands]\ncook = cook:app\n")
+
+    assert registry_of(site, allow=["three"]).names("kd_loss") == ("of_brewer_core",)
 
 
 # The default registry
@@ -455,7 +511,7 @@ def test_names_to_disable_are_read_from_the_environment(
 def only_site(site: Path, monkeypatch: pytest.MonkeyPatch, no_default: None) -> Path:
     """The same folder, with no other distribution to be found."""
     real = find_plugins
-    monkeypatch.setattr("brewer_core.plugins.find_plugins", lambda path=None: real([str(site)]))
+    monkeypatch.setattr("brewer_core.plugins.find_plugins", lambda path=None, group="brewer": real([str(site)], group))
     monkeypatch.delenv("BREWER_DISABLE_PLUGINS", raising=False)
     return site
 

@@ -25,10 +25,10 @@ def list_plugins(
 ) -> None:
     """List every method by kind, with its options and the distribution it comes from."""
     from brewer_core.components import kind_named
-    from brewer_core.plugins import build_registry, disabled_by_environment
+    from brewer_core.plugins import environment_registry
 
     wanted = kind_named(kind) if kind else None
-    registry = build_registry(disable=[*disabled_by_environment(), *(disable or [])])
+    registry = environment_registry(disable=disable or [])
     rows = component_rows(registry, wanted) + plugin_rows(registry)
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))

@@ -15,6 +15,7 @@ import typer
 from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
+from brewer_core.cli.plugged import PluggedGroup
 from brewer_core.cli.running import run
 from brewer_core.errors import BrewerError
 
@@ -26,6 +27,7 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="brewer",
+    cls=PluggedGroup,
     help="Knowledge distillation in which every method is a plugin.",
     add_completion=False,
     no_args_is_help=True,

@@ -36,11 +36,11 @@ def migrate(
     """Tell what of an old TextBrewer script or config works as it is, what differs, and what to edit."""
     from brewer_core.errors import OutputExistsError
     from brewer_core.migration import examine, run_document
-    from brewer_core.plugins import build_registry, disabled_by_environment
+    from brewer_core.plugins import environment_registry
 
     if output is not None and output.exists():
         raise OutputExistsError(f"output {output} is there already; name a new file with --output.")
-    registry = build_registry(disable=disabled_by_environment())
+    registry = environment_registry()
     examination = examine(source, registry)
     if as_json:
         typer.echo(json.dumps([finding.to_dict() for finding in examination.findings], indent=2))

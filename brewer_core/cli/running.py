@@ -69,9 +69,9 @@ def _registry(disable: list[str], files: tuple[Path, ...]) -> Registry:
     """The registry of this run; every plugin that fails is warned of."""
     import warnings
 
-    from brewer_core.plugins import PluginWarning, build_registry, disabled_by_environment
+    from brewer_core.plugins import PluginWarning, environment_registry
 
-    registry = build_registry(disable=[*disabled_by_environment(), *disable], files=files)
+    registry = environment_registry(disable=disable, files=files)
     for failed in registry.plugins:
         if failed.status == "failed":
             warnings.warn(f"plugin {failed.key} was left out: {failed.error}", PluginWarning, stacklevel=2)

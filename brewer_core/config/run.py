@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, Int, Text, problems, read_json, shown
 from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
+from brewer_core.config.made_with import missing_plugins, warn_of_other_versions
 from brewer_core.config.overrides import override
 from brewer_core.config.refs import ComponentRef, OfKind, component_refs
 from brewer_core.config.taskrefs import task_problems
@@ -285,6 +286,9 @@ class RunConfig(Config):
     """The version of this format."""
     schema_: Text | None = Field(None, alias="$schema")
     """A JSON Schema, for editors."""
+    made_with: Annotated[dict[Text, Text], AfterValidator(FrozenDict)] = FrozenDict()
+    """Versions of the distributions whose components the config names, as a run writes them into its copy: another version is
+    warned of, and one that is not installed is refused."""
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     """Of everything that is drawn."""
     precision: Precision = "no"
@@ -357,11 +361,12 @@ def _parsed(document: Any, source: str, registry: ComponentLookup | None) -> Run
             [f'expected an object with keys such as "data", "models" and "stages", not {type(document).__name__}'],
             source,
         )
-    found = [*reference_problems(document), *task_problems(document)]
+    found = [*missing_plugins(document, registry), *reference_problems(document), *task_problems(document)]
     try:
         config = RunConfig.model_validate(document, context={"registry": registry})
     except ValidationError as error:
         raise ConfigError([*problems(error, RunConfig), *found], source) from error
     if found:
         raise ConfigError(found, source)
+    warn_of_other_versions(document, registry, source)
     return config

@@ -36,10 +36,14 @@ def manifest(config: RunConfig, registry: Registry, device: torch.device, files:
         "git": _git_commit(),
         "plugins": [{**asdict(p.provenance), "status": p.status, "error": p.error} for p in registry.plugins],
         "plugin_files": dict(files),
-        "components": [
-            _component(registry.get(*used)) for used in sorted({(r.kind, r.name) for r in component_refs(config)})
-        ],
+        "components": [_described(component) for component in _used(config, registry)],
     }
+
+
+def made_with(config: RunConfig, registry: Registry) -> dict[str, str]:
+    """The versions of the distributions whose components a config names; plugins in single files have none."""
+    origins = (component.provenance for component in _used(config, registry))
+    return {origin.distribution: origin.version for origin in origins if origin.version}
 
 
 def now() -> str:
@@ -47,7 +51,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _component(component: Component) -> dict[str, Any]:
+def _used(config: RunConfig, registry: Registry) -> list[Component]:
+    return [registry.get(*used) for used in sorted({(ref.kind, ref.name) for ref in component_refs(config)})]
+
+
+def _described(component: Component) -> dict[str, Any]:
     return {"kind": component.kind.name, "name": component.name, **asdict(component.provenance)}
 
 

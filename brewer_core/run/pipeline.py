@@ -27,7 +27,7 @@ from brewer_core.run import folder as names
 from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
 from brewer_core.run.folder import RunFolder
-from brewer_core.run.manifest import manifest, now
+from brewer_core.run.manifest import made_with, manifest, now
 from brewer_core.run.optimization import make_optimizer
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, seeded, supervised_lesson, train
@@ -366,7 +366,7 @@ def _metric_name(ref: ComponentRef, position: int, config: RunConfig) -> str:
 
 
 def _resolved(assembly: Assembly) -> dict[str, Any]:
-    """The config with absolute paths, as it can be run again from anywhere."""
+    """The config with absolute paths and the versions that it was run with, as it can be run again from anywhere."""
     document = assembly.config.to_dict()
     refs = [data["source"] for data in document["data"].values()] + list(document["models"].values())
     for ref in refs:
@@ -375,7 +375,8 @@ def _resolved(assembly: Assembly) -> dict[str, Any]:
     tokenizer, output = document["tokenizer"], configured_output(assembly.config, assembly.base_dir)
     if tokenizer["from"] not in TOKENIZER_WORDS:
         tokenizer["from"] = _absolute(tokenizer["from"], assembly.base_dir)
-    return document | {"output": str(output.resolve()) if output else None}
+    versions = made_with(assembly.config, assembly.registry)
+    return document | {"output": str(output.resolve()) if output else None, "made_with": versions}
 
 
 def _absolute(path: Any, base_dir: Path) -> Any:

@@ -30,6 +30,7 @@ from brewer_core.protocols import LoadedModel, ModelInfo, Needs, Strategy, Teach
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
+from brewer_core.run.manifest import made_with
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.tasks import best_for, named_teachers, trained_model
@@ -169,7 +170,7 @@ def train(
     always = ComponentRef("tracker", "jsonl")
     refs = (always, *(ref for ref in config.trackers if ref.name != always.name))
     trackers = [_tracker(assembly, ref, run_folder, tracking) for ref in refs]
-    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last) if training.checkpoint_every_steps else None
+    checkpoints = _checkpoints(assembly, training, folder / "checkpoints")
     evaluated = [task for task in evaluators.evaluators if task in lesson.adaptors]
     evaluation = EvaluationListener(
         lambda: evaluators(lesson.learner.student, lesson.adaptors),
@@ -197,6 +198,12 @@ def train(
     evaluation.restore_best()
     seconds = time.perf_counter() - started - evaluation.seconds
     return Outcome(steps, seconds, evaluation.best_step, evaluation.kept)
+
+
+def _checkpoints(assembly: Assembly, training: Optimization, folder: Path) -> Checkpoints | None:
+    if not training.checkpoint_every_steps:
+        return None
+    return Checkpoints(folder, training.keep_last, made_with(assembly.config, assembly.registry))
 
 
 def _settings(training: Optimization, precision: str) -> Settings:
