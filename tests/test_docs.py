@@ -19,6 +19,7 @@ from brewer_core import KINDS, RunConfig
 from brewer_core.cli.main import app
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import build_registry
+from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 from test_shape_of_the_house import CORE, FLOORS, unit_of
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +153,31 @@ def test_the_index_lists_the_methods_of_this_repository() -> None:
     own = [c for c in build_registry().components() if c.provenance.distribution in ours]
 
     assert {(c.kind.title, c.name) for c in own} == {row for row in listed if row[0] in {c.kind.title for c in own}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_on_tests_has_every_property_with_what_it_means(kind: str) -> None:
+    sections = re.split(r"^### ", text(DOCS / "how-to" / "test-a-plugin.md"), flags=re.MULTILINE)
+    (section,) = [s for s in sections if s.startswith(f"{KINDS[kind].title.capitalize()}\n")]
+    tested = CLASSES[kind]
+
+    assert f"`{tested.__name__}`" in section
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE) == [
+        (name, getattr(tested, f"test_{name}").__doc__) for name in tested.properties()
+    ]
+
+
+def test_the_classes_on_the_page_on_tests_pass(tmp_path: Path) -> None:
+    examples = blocks(DOCS / "how-to" / "test-a-plugin.md", "python")
+    (tmp_path / "test_page.py").write_text("\n\n".join(examples), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+
+    assert re.search(r"^42 passed, 1 skipped in", done.stdout, re.MULTILINE), done.stdout
+    module = build_registry(files=[tmp_path / "test_page.py"])
+    found = outcomes(conformance_of(module.get("match_loss", "beyond_margin")))
+    assert {o.property for o in found if o.result == "skipped"} == {"identity"}
+    assert {o.property: o.reason for o in found if o.result == "failed"} == {}
 
 
 # Examples

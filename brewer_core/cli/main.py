@@ -17,6 +17,7 @@ from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
 from brewer_core.cli.plugged import PluggedGroup
 from brewer_core.cli.running import run
+from brewer_core.cli.testing import run_properties
 from brewer_core.errors import BrewerError
 
 TRACEBACK = "--traceback"
@@ -38,6 +39,7 @@ app.command("run")(run)
 app.command("list-plugins")(list_plugins)
 app.command("inspect")(inspect)
 app.command("migrate")(migrate)
+app.command("test-plugin")(run_properties)
 
 
 def main() -> None:

@@ -122,6 +122,11 @@ class Component:
                 raise ComponentError(
                     f"{self.kind.title} `{self.name}` declares positional option `{name}`, which it does not have."
                 )
+        for name in self.facts.example:
+            if name not in known:
+                raise ComponentError(
+                    f"{self.kind.title} `{self.name}` declares an example of the option `{name}`, which it does not have."
+                )
 
     def _check_type(self, option: Option) -> None:
         label = f"{self.kind.title} `{self.name}` has the option `{option.name}`"

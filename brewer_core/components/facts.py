@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from brewer_core.errors import ComponentError
@@ -25,6 +25,9 @@ class Facts:
     positional: tuple[str, ...] = ()
     source: str | None = None
     title: str | None = None
+    exempt: Mapping[str, str] = field(default_factory=dict)
+    example: Mapping[str, Any] = field(default_factory=dict)
+    claims: tuple[str, ...] = ()
 
 
 def component(
@@ -33,6 +36,9 @@ def component(
     positional: Sequence[str] = (),
     source: str | None = None,
     name: str | None = None,
+    exempt: Mapping[str, str] | None = None,
+    example: Mapping[str, Any] | None = None,
+    claims: Sequence[str] = (),
 ) -> Callable[[AnyCallable], AnyCallable]:
     """Declare facts about a component and return it unchanged, but for the attribute `__brewer_component__`.
 
@@ -41,6 +47,9 @@ def component(
     positional: the order in which the values of a list form, such as `["flsw", 1, 2]`, go to the options.
     source: where the method comes from: paper and equation.
     name: the method's name in full, such as "Flow of solution procedure".
+    exempt: properties of `brewer_core.testing` that do not apply, each with the reason, which every report shows.
+    example: options to test it with; needed where an option has no default.
+    claims: properties that hold only where they are claimed, `t_squared` among them.
 
     Raises ComponentError where a fact is not one of these.
     """
@@ -48,13 +57,35 @@ def component(
         raise ComponentError(f"over={over!r} is not one of {', '.join(OVER)}, nor a function of counts.")
     if isinstance(positional, str) or not all(isinstance(option, str) for option in positional):
         raise ComponentError(f"positional={positional!r} must be a tuple of option names.")
-    facts = Facts(over=over, positional=tuple(positional), source=source, title=name)
+    if isinstance(claims, str) or not all(isinstance(claim, str) for claim in claims):
+        raise ComponentError(f"claims={claims!r} must be a tuple of names of properties.")
+    check_exempt(exempt or {})
+    facts = Facts(
+        over=over,
+        positional=tuple(positional),
+        source=source,
+        title=name,
+        exempt=dict(exempt or {}),
+        example=dict(example or {}),
+        claims=tuple(claims),
+    )
 
     def declare(implementation: AnyCallable) -> AnyCallable:
         setattr(implementation, ATTRIBUTE, facts)
         return implementation
 
     return declare
+
+
+def check_exempt(exempt: Mapping[str, str]) -> None:
+    """Raises ComponentError where a property is switched off without a reason."""
+    if not isinstance(exempt, Mapping):
+        raise ComponentError(f"exempt={exempt!r} must be a mapping from property to reason.")
+    for name, reason in exempt.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise ComponentError(
+                f"exempt={exempt!r} gives no reason for {name!r}; a property is switched off with one."
+            )
 
 
 def facts_of(implementation: Callable[..., Any]) -> Facts:

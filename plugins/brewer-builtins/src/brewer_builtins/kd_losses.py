@@ -38,12 +38,17 @@ def ce(
     """
     _check_shapes(student_logits, teacher_logits, temperature)
     divisor = _beside_classes(temperature)
-    probabilities = F.softmax(teacher_logits / divisor, dim=-1)
+    probabilities = F.softmax(teacher_logits.detach() / divisor, dim=-1)
     losses = -_expectation(probabilities, F.log_softmax(student_logits / divisor, dim=-1))
     return _mean(losses * temperature**2 if t_squared else losses)
 
 
-@component(over="logits", source="Hinton et al. 2015, arXiv:1503.02531, section 2", name="Forward KL divergence")
+@component(
+    over="logits",
+    source="Hinton et al. 2015, arXiv:1503.02531, section 2",
+    name="Forward KL divergence",
+    claims=("t_squared",),
+)
 def kl(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 1.0, *, t_squared: TSquared = True
 ) -> Tensor:
@@ -57,7 +62,7 @@ def kl(
     """
     _check_shapes(student_logits, teacher_logits, temperature)
     divisor = _beside_classes(temperature)
-    log_p = F.log_softmax(teacher_logits / divisor, dim=-1)
+    log_p = F.log_softmax(teacher_logits.detach() / divisor, dim=-1)
     log_q = F.log_softmax(student_logits / divisor, dim=-1)
     losses = _expectation(log_p.exp(), log_p - log_q)
     return _mean(losses * temperature**2 if t_squared else losses)
@@ -78,7 +83,7 @@ def mse(
     if not student_logits.numel():
         return student_logits.sum()
     divisor = 1.0 if t_squared else _beside_classes(temperature)
-    return F.mse_loss(student_logits / divisor, teacher_logits / divisor)
+    return F.mse_loss(student_logits / divisor, teacher_logits.detach() / divisor)
 
 
 @hookimpl

@@ -106,6 +106,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 8.
     """
     _check_states(student, teacher)
+    teacher = teacher.detach()
     if mask is None:
         return F.mse_loss(student, teacher)
     valid = _valid(mask, student)
@@ -125,6 +126,7 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108, section 3.
     """
     _check_states(student, teacher)
+    teacher = teacher.detach()
     valid = None if mask is None else _valid(mask, student)
     if valid is not None:
         student, teacher = _without_padding(student, valid), _without_padding(teacher, valid)
@@ -149,10 +151,15 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     _check_pairs(student, teacher)
     for own, taught in zip(student, teacher, strict=True):
         _check_width(own, taught)
-    return F.mse_loss(_flow(student, mask), _flow(teacher, mask))
+    return F.mse_loss(_flow(student, mask), _flow(teacher, mask).detach())
 
 
-@component(over="token_pairs", source="Huang and Wang 2017, arXiv:1707.01219", name="Neuron selectivity transfer")
+@component(
+    over="token_pairs",
+    source="Huang and Wang 2017, arXiv:1707.01219",
+    name="Neuron selectivity transfer",
+    exempt={"wrong_width": "it compares similarities of tokens, so student and teacher may differ in width"},
+)
 def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """Neuron selectivity transfer: squared difference of the similarities of tokens across two layers.
 
@@ -170,10 +177,10 @@ def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     if student[0].shape[:-1] != teacher[0].shape[:-1]:
         raise ShapeError(_not_the_same_tokens(student[0], teacher[0]))
     if mask is None:
-        return F.mse_loss(_similarity(student), _similarity(teacher))
+        return F.mse_loss(_similarity(student), _similarity(teacher).detach())
     valid = _valid(mask, student[0])
     student, teacher = ([_without_padding(layer, valid) for layer in pair] for pair in (student, teacher))
-    difference = F.mse_loss(_similarity(student), _similarity(teacher), reduction="none")
+    difference = F.mse_loss(_similarity(student), _similarity(teacher).detach(), reduction="none")
     return difference.sum() / _pair_count(valid)
 
 
@@ -196,6 +203,7 @@ def brewer_match_losses() -> dict[str, Callable[..., Tensor]]:
 
 def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared difference of attention over heads and pairs of valid tokens."""
+    teacher = teacher.detach()
     if mask is None:
         student, teacher = (torch.where(a <= PADDING_SCORE, 0, a) for a in (student, teacher))
         return F.mse_loss(student, teacher)
@@ -207,6 +215,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
 
 def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normalized: bool) -> Tensor:
     """Mean over heads and valid queries of the cross-entropy over valid keys."""
+    teacher = teacher.detach()
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)

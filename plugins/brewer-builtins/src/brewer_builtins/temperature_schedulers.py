@@ -40,6 +40,7 @@ def constant(student_logits: Tensor, teacher_logits: Tensor, base_temperature: f
     positional=("beta", "gamma", "eps"),
     source="Wen et al. 2019, arXiv:1911.07471",
     name="Focal loss style weights",
+    example={"beta": 1.0, "gamma": 2.0},
 )
 def flsw(
     student_logits: Tensor,
@@ -79,6 +80,7 @@ def flsw(
     positional=("beta",),
     source="Wen et al. 2019, arXiv:1911.07471",
     name="Confidence weighted by student max",
+    example={"beta": 1.0},
 )
 def cwsm(
     student_logits: Tensor, teacher_logits: Tensor, base_temperature: float, *, beta: Beta, floor: Floor = 0.1

@@ -35,7 +35,7 @@ def pkd(
         )
     if student.shape != teacher.shape:
         raise ShapeError(f"student has {len(student)} rows and teacher {len(teacher)}; both must see the same batch.")
-    return (_unit(student, eps) - _unit(teacher, eps)).pow(2).sum(dim=-1).mean()
+    return (_unit(student, eps) - _unit(teacher.detach(), eps)).pow(2).sum(dim=-1).mean()
 
 
 @hookimpl

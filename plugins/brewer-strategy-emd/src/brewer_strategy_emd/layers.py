@@ -56,6 +56,7 @@ def of_states(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor
     Raises ShapeError where shapes differ.
     """
     _check_alike(student, teacher, "hidden states")
+    teacher = [layer.detach() for layer in teacher]
     if mask is None:
         return Layers(student, teacher, max(1, student[0].numel()))
     return _counting(student, teacher, _valid(mask, student[0], "hidden states").unsqueeze(-1))
@@ -67,6 +68,7 @@ def of_attention(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Ten
     Raises ShapeError where shapes differ, the number of heads too.
     """
     _check_alike(student, teacher, "attention")
+    teacher = [layer.detach() for layer in teacher]
     if mask is None:
         student, teacher = ([torch.where(a <= PADDING_SCORE, 0, a) for a in side] for side in (student, teacher))
         return Layers(student, teacher, max(1, student[0].numel()))

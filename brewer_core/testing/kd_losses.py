@@ -1,0 +1,134 @@
+"""What losses between logits promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from brewer_core.components import Method
+from brewer_core.testing.conformance import does_not_apply, require
+from brewer_core.testing.losses import LossConformance, LossInputs
+from brewer_core.testing.tensors import CLASSES, LENGTH, ROWS, close, finite, seeded_tensors, valid_tokens
+
+WARM, HOT = 32.0, 128.0
+"""Temperatures so high that gradients times their square have reached their limit."""
+
+TEMPERATURE_TOLERANCE = 0.1
+
+
+class KDLossConformance(LossConformance):
+    """Properties of a kd loss.
+
+    A loss whose mean is over rows, or that declares nothing, is tested on logits of rows, [B, V]; others on those of tokens.
+    """
+
+    kind: ClassVar[str] = "kd_loss"
+    temperature: ClassVar[float | Tensor] = 2.0
+
+    def inputs(self) -> LossInputs:
+        """Logits of student and teacher, a mask and labels: of tokens, or of rows."""
+        student, teacher = seeded_tensors(ROWS, LENGTH, CLASSES, seed=1), seeded_tensors(ROWS, LENGTH, CLASSES, seed=2)
+        labels = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) % CLASSES
+        if self.of_rows:
+            return LossInputs(student[:, 0], teacher[:, 0], labels=labels[:, 0])
+        return LossInputs(student, teacher, valid_tokens(), labels)
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether it is tested on logits of rows."""
+        return not self._names_mask and self.subject.facts.over in (None, "rows")
+
+    def called(self, method: Method, given: LossInputs) -> Tensor:
+        """The loss of the valid positions, [N, V]; of whole logits and their mask where it names `mask`."""
+        return self._at(method, given, self.temperature)
+
+    def padded_anew(self, given: LossInputs, seed: int) -> LossInputs:
+        """Other logits where nothing is valid."""
+        if given.mask is None:
+            return given
+        valid = given.mask.unsqueeze(-1)
+        noise = [100 * seeded_tensors(*t.shape, seed=seed + i) for i, t in enumerate((given.student, given.teacher))]
+        return replace(
+            given,
+            student=torch.where(valid, given.student, noise[0]),
+            teacher=torch.where(valid, given.teacher, noise[1]),
+        )
+
+    def longer(self, given: LossInputs) -> LossInputs:
+        """Three more positions of padding in each row."""
+        assert given.mask is not None
+        more = torch.zeros(len(given.mask), 3, CLASSES)
+        mask = torch.cat([given.mask, torch.zeros(len(given.mask), 3, dtype=torch.bool)], 1)
+        labels = None if given.labels is None else torch.cat([given.labels, given.labels[:, :3]], 1)
+        return LossInputs(torch.cat([given.student, more], 1), torch.cat([given.teacher, more], 1), mask, labels)
+
+    def wrong(self, given: LossInputs) -> LossInputs:
+        """A teacher with a class more."""
+        return replace(given, teacher=torch.cat([given.teacher, given.teacher[..., :1]], -1))
+
+    def extremes(self, given: LossInputs) -> list[LossInputs]:
+        """Logits of 10,000 and -10,000: student and teacher sure of the same class, and of different ones."""
+        sure = torch.full(given.student.shape, -1e4)
+        sure[..., 0] = 1e4
+        none = torch.zeros_like(sure)
+        pairs = ((sure, sure), (sure, sure.flip(-1)), (none, sure), (sure, none))
+        return [replace(given, student=student, teacher=teacher) for student, teacher in pairs]
+
+    def unmasked(self, given: LossInputs) -> LossInputs:
+        """The same batch with every position valid."""
+        return given if given.mask is None else replace(given, mask=torch.ones_like(given.mask))
+
+    def sees_padding(self, given: LossInputs) -> bool:
+        """Whether it gets whole logits with their mask."""
+        return self._names_mask and given.mask is not None
+
+    def test_temperature_by_position(self) -> None:
+        """One temperature for each position, all alike, gives what the number gives."""
+        given = self.inputs()
+        shape = given.student.shape[:-1] if given.mask is None or self._names_mask else (int(given.mask.sum()),)
+        expected = self._at(self._made(given), given, 2.0).detach()
+        value = self._at(self._made(given), given, torch.full(shape, 2.0)).detach()
+        require(finite(value), f"is {float(value)} for a temperature of each position")
+        require(close(value, expected), f"is {float(value):.6g} for temperatures of 2 and {float(expected):.6g} for 2")
+
+    def test_t_squared(self) -> None:
+        """Where it claims so, gradients keep their size as the temperature rises."""
+        if "t_squared" not in self.claimed:
+            does_not_apply('it does not claim it: @component(claims=("t_squared",)) does')
+        warm, hot = (self._gradient_at(temperature) for temperature in (WARM, HOT))
+        require(
+            close(warm, hot, TEMPERATURE_TOLERANCE),
+            f"has a gradient of {float(warm.abs().max()):.3g} at a temperature of {WARM:g} and {float(hot.abs().max()):.3g} "
+            f"at {HOT:g}; multiply by the temperature's square",
+        )
+
+    @property
+    def _names_mask(self) -> bool:
+        return "mask" in self.subject.signature.inputs
+
+    def _at(self, method: Method, given: LossInputs, temperature: float | Tensor) -> Tensor:
+        value: Tensor
+        if given.mask is None or self._names_mask:
+            mask = given.mask
+            value = method(given.student, given.teacher, temperature, mask=mask, labels=given.labels, progress=0.5)
+            return value
+        student, teacher = _selected(given.student, given.mask), _selected(given.teacher, given.mask)
+        labels = None if given.labels is None else _selected(given.labels, given.mask)
+        value = method(student, teacher, temperature, labels=labels, progress=0.5)
+        return value
+
+    def _gradient_at(self, temperature: float) -> Tensor:
+        given = self.inputs()
+        student = given.student.detach().clone().requires_grad_()
+        value = self._at(self._made(given), replace(given, student=student), temperature)
+        (gradient,) = torch.autograd.grad(value, [student])
+        # scaled up: `close` takes gradients of a hundredth for those of rounding
+        return gradient * 1e3
+
+
+def _selected(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The valid positions; those of the tensor itself where all are, so that a change of them is seen."""
+    return tensor.flatten(0, 1) if bool(mask.all()) else tensor[mask]
