@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import nox
@@ -72,6 +74,31 @@ def plugins(session: nox.Session, plugin: str) -> None:
     install(session, str(folder), *group("test", folder))
     session.chdir(folder)
     session.run("pytest", "-W", "error", *session.posargs, env=QUIET)
+
+
+@nox.session(reuse_venv=False)
+def templates(session: nox.Session) -> None:
+    """Install core and what `brewer new-plugin` writes for every kind in a fresh environment, and check and test that."""
+    install(
+        session, ".", "hatchling", *group("test", ROOT / "plugins" / "brewer-loss-pkd"), *group("lint"), *group("types")
+    )
+    folder = Path(session.create_tmp())
+    kinds = session.run("python", "-c", "from brewer_core import KINDS; print(*KINDS)", silent=True).split()
+    packages = [folder / kind for kind in kinds]
+    for kind, package in zip(kinds, packages, strict=True):
+        shutil.rmtree(package, ignore_errors=True)
+        session.run("brewer", "new-plugin", kind, f"new_{kind}", "--output", str(package))
+    install(session, "--no-deps", "--no-build-isolation", *map(str, packages))
+    listed = json.loads(session.run("brewer", "list-plugins", "--json", silent=True))
+    if missing := {f"new_{kind}" for kind in kinds} - {row["name"] for row in listed}:
+        session.error(f"brewer list-plugins does not show {', '.join(sorted(missing))}")
+    settings = ["-c", str(packages[0] / "pyproject.toml"), "--rootdir", str(folder)]  # those of all packages
+    session.run("pytest", *settings, *session.posargs, *map(str, packages), env=QUIET)
+    session.run("mypy", "--strict", *(str(source) for package in packages for source in package.glob("src/*")))
+    for package in packages:
+        session.chdir(package)
+        session.run("ruff", "check", "--isolated", "--line-length", "120", "--extend-select", "I,UP,B", ".")
+        session.run("ruff", "format", "--isolated", "--line-length", "120", "--check", ".")
 
 
 @nox.session(name="install", reuse_venv=False)
