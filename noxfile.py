@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -18,6 +20,13 @@ PYTHONS = nox.project.python_versions(PROJECT)
 PLUGINS = sorted(file.parent.name for file in ROOT.glob("plugins/*/pyproject.toml"))
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+WRITE_ALL = """
+import sys
+from brewer_core import KINDS
+from brewer_core.cli.main import execute
+sys.exit(max(execute(["new-plugin", kind, f"new_{kind}", "--output", f"{sys.argv[1]}/{kind}"]) for kind in KINDS))
+"""
+
 
 def group(name: str, project: Path = ROOT) -> list[str]:
     """The requirements of a dependency group."""
@@ -28,6 +37,14 @@ def install(session: nox.Session, *requirements: str) -> None:
     """Install with the pinned versions; torch in particular, of which other builds are gigabytes."""
     # Compiling every file of torch and transformers takes longer than unpacking them.
     session.install("--no-compile", "-c", str(ROOT / "constraints.txt"), *requirements)
+
+
+def written(session: nox.Session) -> list[Path]:
+    """The folders of what `brewer new-plugin` writes, one a kind, each called as its kind."""
+    folder = (Path(session.create_tmp()) / "written").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-c", WRITE_ALL, str(folder), silent=True)  # one process, for each imports torch
+    return sorted(folder.iterdir())
 
 
 def run_tests(session: nox.Session) -> None:
@@ -58,9 +75,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of everything that is shipped."""
+    """Check the types of everything that is shipped, and of what `brewer new-plugin` writes."""
     install(session, ".[hf]", *group("types"))
     session.run("mypy", "--strict", "brewer_core", *map(str, sorted(ROOT.glob("plugins/*/src"))))
+    sources = [source for package in written(session) for source in package.glob("src/*")]
+    modules = [argument for source in sources for argument in ("-p", source.name)]
+    session.run("mypy", "--strict", *modules, env={"MYPYPATH": os.pathsep.join(str(s.parent) for s in sources)})
 
 
 @nox.session(reuse_venv=False)
@@ -72,6 +92,28 @@ def plugins(session: nox.Session, plugin: str) -> None:
     install(session, str(folder), *group("test", folder))
     session.chdir(folder)
     session.run("pytest", "-W", "error", *session.posargs, env=QUIET)
+
+
+@nox.session(reuse_venv=False)
+def templates(session: nox.Session) -> None:
+    """Install core and what `brewer new-plugin` writes for every kind in a fresh environment, and run the tests of that."""
+    install(session, ".", "hatchling", "pytest", *group("lint"))
+    packages = written(session)
+    install(session, "--no-deps", "--no-build-isolation", *map(str, packages))
+    listed = str(session.run("brewer", "list-plugins", "--json", silent=True))
+    if missing := [package.name for package in packages if f'"name": "new_{package.name}"' not in listed]:
+        session.error(f"brewer list-plugins does not show what was written for {', '.join(missing)}")
+    settings = [
+        "-c",
+        str(packages[0] / "pyproject.toml"),
+        "--rootdir",
+        str(packages[0].parent),
+    ]  # those of all packages
+    session.run("pytest", *settings, *session.posargs, *map(str, packages), env=QUIET)
+    for package in packages:
+        session.chdir(package)
+        session.run("ruff", "check", "--isolated", "--line-length", "120", "--extend-select", "I,UP,B", ".")
+        session.run("ruff", "format", "--isolated", "--line-length", "120", "--check", ".")
 
 
 @nox.session(name="install", reuse_venv=False)

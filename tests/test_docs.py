@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
 import subprocess
@@ -15,16 +16,20 @@ import pytest
 import torch
 import typer
 
-from brewer_core import KINDS, RunConfig
+from brewer_core import KINDS, RunConfig, hookspecs
 from brewer_core.cli.main import app
+from brewer_core.components import Kind
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import build_registry
 from brewer_core.testing.report import CLASSES, conformance_of, outcomes
+from brewer_core.run.library import packaged_config
+from test_new_plugin import merged
 from test_shape_of_the_house import CORE, FLOORS, unit_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.rglob("*.md"))
+HOOKS = DOCS / "reference" / "hooks"
 GENERATOR = DOCS / "reference" / "generate.py"
 HOOKIMPL = "@hookimpl"
 
@@ -36,10 +41,10 @@ EXAMPLES = [
             "tutorials/first-plugin.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
-            "how-to/add-a-method.md",
         )
     ),
     DOCS / "how-to" / "from-textbrewer.md",
+    *sorted((DOCS / "how-to" / "plugins").glob("*.md")),
 ]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -90,10 +95,30 @@ def test_generated_pages_are_what_the_generator_gives() -> None:
     assert stale == [], f"run python {GENERATOR.relative_to(ROOT)}"
 
 
-def test_every_hook_has_its_section() -> None:
-    headings = re.findall(r"^## (\w+)$", text(DOCS / "reference" / "hooks.md"), re.MULTILINE)
+def test_every_hook_has_its_page_and_its_row_in_the_index() -> None:
+    hooks = [kind.hook for kind in KINDS.values()]
 
-    assert headings == [kind.hook for kind in KINDS.values()]
+    assert re.findall(r"^\| \[(\w+)\]\(\1\.md\)", text(HOOKS / "index.md"), re.MULTILINE) == hooks
+    assert sorted(page.stem for page in HOOKS.glob("*.md")) == sorted([*hooks, "index"])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_the_page_of_a_hook_has_its_signature_and_the_inputs_of_its_kind(kind: Kind) -> None:
+    page, specification = text(HOOKS / f"{kind.hook}.md"), getattr(hookspecs, kind.hook)
+    told = dict(re.findall(r"^- (.+): (`.+`)$", page, re.MULTILINE))
+    returned = specification.__annotations__["return"]
+
+    assert f"\n# {kind.hook}\n" in page
+    assert list(inspect.signature(specification).parameters) == []
+    assert told.pop("Signature") == f"`{kind.hook}() -> {returned}`"
+    assert told.pop("Name of a distribution") == f"`brewer-{kind.family}-<name>`"
+    inputs = {title: tuple(re.findall(r"`(\w+)`", names)) for title, names in told.items()}
+    expected = {
+        "Positional inputs": kind.positional,
+        "Named inputs": kind.named,
+        "Named inputs of a class's `__init__`": kind.sizes,
+    }
+    assert inputs == {title: names for title, names in expected.items() if names}
 
 
 def test_every_field_of_a_run_config_is_described() -> None:
@@ -185,7 +210,7 @@ def test_the_classes_on_the_page_on_tests_pass(tmp_path: Path) -> None:
 
 @each_page
 def test_plugins_of_a_page_load(page: Path, tmp_path: Path) -> None:
-    if page == DOCS / "reference" / "hooks.md":
+    if page.parent == HOOKS:
         pytest.skip("these are examples without their imports, which tests of the hook specifications compile")
     for file in plugin_files(page, tmp_path):
         loaded = build_registry(files=[file]).plugins[-1]
@@ -237,6 +262,27 @@ def test_whole_configs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> Non
     assert whole
     for document in whole:
         parse_run_config(document, page.name, registry)
+
+
+def test_every_kind_has_its_page_of_how_to_write_a_plugin() -> None:
+    pages = {page.stem for page in (DOCS / "how-to" / "plugins").glob("*.md")}
+
+    assert pages == {kind.replace("_", "-") for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_the_config_of_a_kind_names_what_its_page_defines(kind: Kind, tmp_path: Path) -> None:
+    page = DOCS / "how-to" / "plugins" / f"{kind.name.replace('_', '-')}.md"
+    (part,) = blocks(page, "json")
+    first = plugin_files(page, tmp_path)[0]
+    registry = build_registry(files=[first])
+    (component,) = registry.plugins[-1].components
+    _, whole = packaged_config("quickstart-scratch")
+
+    parse_run_config(merged(whole, json.loads(part)), page.name, registry)
+
+    assert component.kind == kind
+    assert f'"{component.name}"' in part
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Writes config.md and hooks.md, beside this file, from the code: `python docs/reference/generate.py`.
+"""Writes config.md and the pages in hooks/, beside this file, from the code: `python docs/reference/generate.py`.
 
 A test compares the pages with what this gives, so they cannot fall behind.
 """
@@ -50,6 +50,11 @@ is one hook a kind of component. A hook takes no arguments and returns a mapping
 
 Positional inputs are passed by position, so an implementation may call them what it likes. A named input is passed to an
 implementation that has a keyword-only parameter of that name. Every other keyword-only parameter is an option.
+
+A distribution that provides a kind is called `brewer-<family>-<name>`, and its module `brewer_<family>_<name>`.
+
+| hook | provides | family | how to write one |
+|---|---|---|---|
 """
 
 
@@ -59,14 +64,20 @@ def config_page() -> str:
     return "\n".join([NOTICE, "", CONFIG_HEAD, *sections]).rstrip() + "\n"
 
 
-def hooks_page() -> str:
-    """The page of hooks: a section for each, in the order of the kinds."""
-    return "\n".join([NOTICE, UNFORMATTED, "", HOOKS_HEAD, *map(_hook, KINDS.values())]).rstrip() + "\n"
+def hooks_index() -> str:
+    """The page that lists the hooks, in the order of the kinds."""
+    return "\n".join([NOTICE, "", HOOKS_HEAD.rstrip(), *map(_row, KINDS.values())]) + "\n"
+
+
+def hook_page(kind: Kind) -> str:
+    """The page of a hook: its text, its signature, the inputs of its components, and an example."""
+    return "\n".join([NOTICE, UNFORMATTED, "", _hook(kind)]).rstrip() + "\n"
 
 
 def pages() -> dict[Path, str]:
     """Each generated page with its text."""
-    return {HERE / "config.md": config_page(), HERE / "hooks.md": hooks_page()}
+    hooks = {HERE / "hooks" / f"{kind.hook}.md": hook_page(kind) for kind in KINDS.values()}
+    return {HERE / "config.md": config_page(), HERE / "hooks" / "index.md": hooks_index(), **hooks}
 
 
 def _sections(roots: Sequence[type[BaseModel]]) -> Iterator[str]:
@@ -131,7 +142,7 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def _reference(mark: OfKind) -> str:
-    forms = [f"[{KINDS[mark.kind].title}](hooks.md#{KINDS[mark.kind].hook})"]
+    forms = [f"[{KINDS[mark.kind].title}](hooks/{KINDS[mark.kind].hook}.md)"]
     forms += ["list"] if mark.listed else []
     return " or ".join([*forms, *(["null"] if mark.optional else [])])
 
@@ -164,6 +175,15 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
+def _row(kind: Kind) -> str:
+    about = _paragraph(getattr(hookspecs, kind.hook)).partition("\n")[0].removeprefix("Provide ").rstrip(".")
+    return f"| [{kind.hook}]({kind.hook}.md) | {about} | `{kind.family}` | [{kind.title}]({_how_to(kind)}) |"
+
+
+def _how_to(kind: Kind) -> str:
+    return f"../../how-to/plugins/{kind.name.replace('_', '-')}.md"
+
+
 def _hook(kind: Kind) -> str:
     specification = getattr(hookspecs, kind.hook)
     text, _, rest = _paragraph(specification).partition("Example:\n")
@@ -172,11 +192,13 @@ def _hook(kind: Kind) -> str:
     returned, _, added = textwrap.dedent(returns).strip().partition("\n\n")
     return "\n".join(
         [
-            f"## {kind.hook}",
+            f"# {kind.hook}",
             "",
             text.strip(),
             "",
-            *_facts(kind, specification.__annotations__["return"]),
+            *_facts(kind, specification),
+            "",
+            f"Returns: {returned} {added.strip()}",
             "",
             f"{title}:",
             "",
@@ -184,14 +206,14 @@ def _hook(kind: Kind) -> str:
             textwrap.dedent(code).strip("\n"),
             "```",
             "",
-            f"Returns: {returned} {added.strip()}",
+            f"[How to write a plugin of this kind]({_how_to(kind)}) has an example with its imports, and the rules.",
             "",
         ]
     )
 
 
-def _facts(kind: Kind, returned: str) -> Iterator[str]:
-    yield f"- Signature: `{kind.hook}() -> {returned}`"
+def _facts(kind: Kind, specification: Any) -> Iterator[str]:
+    yield f"- Signature: `{kind.hook}{inspect.signature(specification)}`".replace("'", "")
     if kind.positional:
         yield f"- Positional inputs: {_codes(kind.positional)}"
     if kind.named:
@@ -207,5 +229,6 @@ def _codes(names: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     for page, text in pages().items():
+        page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
         print(f"wrote {page}")
