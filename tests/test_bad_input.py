@@ -95,7 +95,7 @@ def test_malformed_json(tmp_path, capsys):
         ({"seed": "1"}, 'seed: input should be a valid integer, not "1"'),
         (
             {"trackers": ["tensorbord"]},
-            "trackers[0]: no tracker is called 'tensorbord'; did you mean 'tensorboard'? Known: jsonl, tensorboard",
+            "trackers[0]: no tracker is called 'tensorbord'; did you mean 'tensorboard'? Known: jsonl, tensorboard, wandb",
         ),
         (
             only_distill(strategy="supervsed"),
