@@ -17,6 +17,7 @@ KNOWN_PROVIDERS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("match_loss", "pkd"): "brewer-loss-pkd",
         ("strategy", "emd"): "brewer-strategy-emd",
+        ("strategy", "pkd"): "brewer-loss-pkd",
         ("tracker", "wandb"): "brewer-tracker-wandb",
     }
 )

@@ -100,7 +100,7 @@ def test_malformed_json(tmp_path, capsys):
         (
             only_distill(strategy="supervsed"),
             "stages[0].strategy: no strategy is called 'supervsed'; did you mean 'supervised'? Known: emd, general, multi_task, "
-            "multi_teacher, supervised",
+            "multi_teacher, pkd, supervised",
         ),
         (
             only_distill(distillation={"kd_loss_type": {"name": "kl", "t_square": True}}),
