@@ -49,7 +49,8 @@ def written(session: nox.Session) -> list[Path]:
 
 def run_tests(session: nox.Session) -> None:
     """Install everything that the tests use, and run pytest with the session's arguments."""
-    install(session, ".[hf]", "./plugins/brewer-loss-pkd", "./plugins/brewer-strategy-emd", *group("test"))
+    packages = [f"./plugins/{plugin}" for plugin in PLUGINS]
+    install(session, ".[hf]", *packages, *group("test"))
     session.run("pytest", *session.posargs, env=QUIET)
 
 

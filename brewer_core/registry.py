@@ -14,7 +14,12 @@ from brewer_core.errors import ConflictingComponentError, RequestError, UnknownC
 Status = Literal["loaded", "failed", "disabled"]
 
 KNOWN_PROVIDERS: Mapping[tuple[str, str], str] = MappingProxyType(
-    {("match_loss", "pkd"): "brewer-loss-pkd", ("strategy", "emd"): "brewer-strategy-emd"}
+    {
+        ("match_loss", "pkd"): "brewer-loss-pkd",
+        ("strategy", "emd"): "brewer-strategy-emd",
+        ("strategy", "pkd"): "brewer-loss-pkd",
+        ("tracker", "wandb"): "brewer-tracker-wandb",
+    }
 )
 """Components of distributions that may not be installed, for the text of the unknown-name error."""
 

@@ -95,12 +95,12 @@ def test_malformed_json(tmp_path, capsys):
         ({"seed": "1"}, 'seed: input should be a valid integer, not "1"'),
         (
             {"trackers": ["tensorbord"]},
-            "trackers[0]: no tracker is called 'tensorbord'; did you mean 'tensorboard'? Known: jsonl, tensorboard",
+            "trackers[0]: no tracker is called 'tensorbord'; did you mean 'tensorboard'? Known: jsonl, tensorboard, wandb",
         ),
         (
             only_distill(strategy="supervsed"),
             "stages[0].strategy: no strategy is called 'supervsed'; did you mean 'supervised'? Known: emd, general, multi_task, "
-            "multi_teacher, supervised",
+            "multi_teacher, pkd, supervised",
         ),
         (
             only_distill(distillation={"kd_loss_type": {"name": "kl", "t_square": True}}),

@@ -41,6 +41,8 @@ EXAMPLES = [
             "tutorials/first-plugin.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
+            "how-to/add-a-method.md",
+            "how-to/track-a-run.md",
         )
     ),
     DOCS / "how-to" / "from-textbrewer.md",
@@ -170,11 +172,11 @@ def test_the_floors_on_the_page_are_those_of_the_code() -> None:
 
 
 def test_the_index_lists_the_methods_of_this_repository() -> None:
-    for plugin in ("brewer_loss_pkd", "brewer_strategy_emd"):
+    for plugin in ("brewer_loss_pkd", "brewer_strategy_emd", "brewer_tracker_wandb"):
         pytest.importorskip(plugin)
     rows = re.findall(r"^\| ([\w ]+) \| (`.+) \|$", text(DOCS / "index.md"), re.MULTILINE)
     listed = {(title, name) for title, names in rows for name in re.findall(r"`(\w+)`", names)}
-    ours = ("brewer-core", "brewer-loss-pkd", "brewer-strategy-emd")
+    ours = ("brewer-core", "brewer-loss-pkd", "brewer-strategy-emd", "brewer-tracker-wandb")
     own = [c for c in build_registry().components() if c.provenance.distribution in ours]
 
     assert {(c.kind.title, c.name) for c in own} == {row for row in listed if row[0] in {c.kind.title for c in own}}
