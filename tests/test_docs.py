@@ -199,7 +199,12 @@ def test_the_student_of_the_readme_learns_from_its_teacher(tmp_path: Path, monke
     "page",
     [
         DOCS / page
-        for page in ("tutorials/first-plugin.md", "how-to/own-data.md", "how-to/several-teachers-and-tasks.md")
+        for page in (
+            "tutorials/first-plugin.md",
+            "how-to/own-data.md",
+            "how-to/several-teachers-and-tasks.md",
+            "how-to/editor.md",
+        )
     ],
     ids=lambda p: p.name,
 )

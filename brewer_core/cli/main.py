@@ -16,6 +16,7 @@ from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
 from brewer_core.cli.running import run
+from brewer_core.cli.schemata import schema
 from brewer_core.errors import BrewerError
 
 TRACEBACK = "--traceback"
@@ -36,6 +37,7 @@ app.command("run")(run)
 app.command("list-plugins")(list_plugins)
 app.command("inspect")(inspect)
 app.command("migrate")(migrate)
+app.command("schema")(schema)
 
 
 def main() -> None:

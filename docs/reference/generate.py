@@ -132,7 +132,7 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
 
 def _reference(mark: OfKind) -> str:
     forms = [f"[{KINDS[mark.kind].title}](hooks.md#{KINDS[mark.kind].hook})"]
-    forms += ["list"] if mark.listed else []
+    forms += ["list"] if mark.listed or mark.widths else []
     return " or ".join([*forms, *(["null"] if mark.optional else [])])
 
 
