@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from brewer_core.cli.describing import describe
 from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
@@ -37,6 +38,7 @@ app.command("run")(run)
 app.command("list-plugins")(list_plugins)
 app.command("inspect")(inspect)
 app.command("migrate")(migrate)
+app.command("describe")(describe)
 app.command("schema")(schema)
 
 
