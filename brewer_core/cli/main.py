@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from brewer_core.cli.describing import describe
+from brewer_core.cli.explaining import explain
 from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
@@ -40,6 +41,7 @@ app.command("inspect")(inspect)
 app.command("migrate")(migrate)
 app.command("describe")(describe)
 app.command("schema")(schema)
+app.command("explain")(explain)
 
 
 def main() -> None:
