@@ -117,13 +117,21 @@ class Registry:
         Raises UnknownComponentError or ConflictingComponentError, whose texts say what to do, and RequestError for an
         unknown kind.
         """
+        found = self.providers(kind, name)
+        if len(found) > 1:
+            raise ConflictingComponentError(self._conflict(found))
+        return found[0]
+
+    def providers(self, kind: str, name: str) -> tuple[Component, ...]:
+        """Every component of this kind and name: more than one where plugins are in conflict.
+
+        Raises UnknownComponentError where there is none, and RequestError for an unknown kind.
+        """
         kind = kind_named(kind).name
         found = self._providers.get((kind, name), [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ConflictingComponentError(self._conflict(found))
-        raise UnknownComponentError(self._unknown(kind, name))
+        if not found:
+            raise UnknownComponentError(self._unknown(kind, name))
+        return tuple(found)
 
     def check(self, kind: str, name: str, options: Mapping[str, Any], positional: Sequence[Any] = ()) -> dict[str, Any]:
         """The options of a component, validated and completed; `positional` are the values of a list form.

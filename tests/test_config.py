@@ -157,6 +157,17 @@ def test_another_form_of_a_projection_is_refused(proj):
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "proj", "value"),
+    [("proj_dims", ["linear", 312, 768], [1, 2]), ("proj_optimizer", ["linear", 312, 768, {"lr": 1}], {"lr": 2})],
+)
+def test_what_a_list_gives_is_not_given_again(key, proj, value):
+    config = {"intermediate_matches": [{**MATCH, "proj": proj, key: value}]}
+    assert problems_of(DistillationConfig.from_dict, config) == [
+        f"intermediate_matches[0]: {key} is given twice, in the list of proj too"
+    ]
+
+
 def test_layers_are_a_number_or_several():
     pair = IntermediateMatch(**{**MATCH, "layer_T": [0, 4], "layer_S": [0, 2]})
     assert (pair.layer_T, pair.layer_S) == ((0, 4), (0, 2))

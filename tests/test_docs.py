@@ -21,8 +21,8 @@ from brewer_core.cli.main import app
 from brewer_core.components import Kind
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import build_registry
-from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 from brewer_core.run.library import packaged_config
+from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 from test_new_plugin import merged
 from test_shape_of_the_house import CORE, FLOORS, unit_of
 
@@ -252,7 +252,12 @@ def test_the_student_of_the_readme_learns_from_its_teacher(tmp_path: Path, monke
     "page",
     [
         DOCS / page
-        for page in ("tutorials/first-plugin.md", "how-to/own-data.md", "how-to/several-teachers-and-tasks.md")
+        for page in (
+            "tutorials/first-plugin.md",
+            "how-to/own-data.md",
+            "how-to/several-teachers-and-tasks.md",
+            "how-to/editor.md",
+        )
     ],
     ids=lambda p: p.name,
 )

@@ -142,7 +142,10 @@ def test_a_distribution_that_is_disabled_is_a_faulty_request(
 
     assert brewer("test-plugin", "brewer-core") == 2
 
-    text = "brewer: error: brewer-core is disabled by BREWER_DISABLE_PLUGINS; take it out to test it.\n"
+    text = (
+        "brewer: error: brewer-core is disabled by BREWER_DISABLE_PLUGINS, or not allowed by BREWER_PLUGINS; change that to test "
+        "it.\n"
+    )
     assert capsys.readouterr().err == text
 
 

@@ -41,12 +41,12 @@ def new_plugin(
 ) -> None:
     """Write a package with one small component that works at once, and its tests."""
     from brewer_core.components import kind_named
-    from brewer_core.plugins import build_registry, disabled_by_environment
+    from brewer_core.plugins import environment_registry
 
     package = Package.named(kind_named(kind), name)
     folder = (output or Path(package.distribution)).absolute()
     refuse_occupied(folder)
-    refuse_taken(package, build_registry(disable=disabled_by_environment()))
+    refuse_taken(package, environment_registry())
     write(folder, files_of(package))
     _print_next_steps(package, output or Path(package.distribution))
 

@@ -13,11 +13,14 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from brewer_core.cli.creating import new_plugin
+from brewer_core.cli.describing import describe
+from brewer_core.cli.explaining import explain
 from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
 from brewer_core.cli.plugged import PluggedGroup
 from brewer_core.cli.running import run
+from brewer_core.cli.schemata import schema
 from brewer_core.cli.testing import run_properties
 from brewer_core.errors import BrewerError
 
@@ -37,11 +40,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run)
+app.command("explain")(explain)
 app.command("list-plugins")(list_plugins)
+app.command("describe")(describe)
+app.command("schema")(schema)
 app.command("new-plugin")(new_plugin)
+app.command("test-plugin")(run_properties)
 app.command("inspect")(inspect)
 app.command("migrate")(migrate)
-app.command("test-plugin")(run_properties)
 
 
 def main() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from brewer_core.config import RunConfig
-    from brewer_core.registry import Registry
+from brewer_core.cli.reading import active_registry, run_config_named
 
 
 def run(
@@ -40,8 +38,8 @@ def run(
     from brewer_core.cli.reporting import TerminalReporter
 
     files = tuple(Path(file) for file in plugin or [])
-    registry = _registry(disable or [], files)
-    parsed, stem, base_dir = _read(config, settings or [], registry)
+    registry = active_registry(disable or [], files)
+    parsed, stem, base_dir = run_config_named(config, settings or [], registry)
     reporter = TerminalReporter()
     from brewer_core.run.assembly import Assembly
     from brewer_core.run.folder import RunFolder
@@ -63,29 +61,3 @@ def run(
         plugin_files=files,
     )
     reporter.show_summary(summary, target)
-
-
-def _registry(disable: list[str], files: tuple[Path, ...]) -> Registry:
-    """The registry of this run; every plugin that fails is warned of."""
-    import warnings
-
-    from brewer_core.plugins import PluginWarning, environment_registry
-
-    registry = environment_registry(disable=disable, files=files)
-    for failed in registry.plugins:
-        if failed.status == "failed":
-            warnings.warn(f"plugin {failed.key} was left out: {failed.error}", PluginWarning, stacklevel=2)
-    return registry
-
-
-def _read(config: str, settings: list[str], registry: Registry) -> tuple[RunConfig, str, Path]:
-    """The config, a name for its folder, and what its paths are relative to."""
-    from brewer_core.config import load_run_config, parse_run_config
-    from brewer_core.run.library import packaged_config
-
-    if "." in config or "/" in config:
-        path = Path(config)
-        return load_run_config(path, settings, registry), path.stem, path.parent
-    name, document = packaged_config(config)
-    parsed: RunConfig = parse_run_config(document, name, registry, settings)
-    return parsed, config, Path()

@@ -66,12 +66,17 @@ class Component:
         return facts_of(self.implementation)
 
     @property
-    def summary(self) -> str:
-        """The first line of the docstring; the class's own, of a class, and the function's, of a partial."""
+    def text(self) -> str:
+        """The docstring; the class's own, of a class, and the function's, of a partial."""
         implementation = self.implementation
         documented = implementation.func if isinstance(implementation, functools.partial) else implementation
         doc = vars(documented).get("__doc__") if isinstance(documented, type) else inspect.getdoc(documented)
-        return inspect.cleandoc(doc or "").partition("\n")[0].strip()
+        return inspect.cleandoc(doc or "").strip()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.text.partition("\n")[0].strip()
 
     @property
     def stateful(self) -> bool:
@@ -91,6 +96,15 @@ class Component:
         """
         values = self.options_model.model_validate_json(_json(options))
         return {o.name: getattr(values, f"option_{i}") for i, o in enumerate(self.signature.options)}
+
+    def accepts(self, option: str, value: Any) -> bool:
+        """Whether a value is one that the option of this name may have."""
+        (annotation,) = [known.annotation for known in self.signature.options if known.name == option]
+        try:
+            TypeAdapter(annotation, config=_STRICT).validate_json(json.dumps(value))
+        except ValidationError:
+            return False
+        return True
 
     def bind(self, options: Mapping[str, Any] | None = None, **sizes: Any) -> Method:
         """The method with its options set: one instance of a class, or the function itself.

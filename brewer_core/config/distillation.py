@@ -35,7 +35,7 @@ def _teacher(value: Any) -> str | int | None:
 Layers = Annotated[
     Any,
     PlainValidator(_layers),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}),
 ]
 
 _PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_dim, optimizer group]'
@@ -54,9 +54,9 @@ class IntermediateMatch(Config):
     """The match loss."""
     feature: Text
     """What the adaptors return the layers under: `hidden`, `attention`, or a name of their own."""
-    proj: Annotated[ComponentRef | None, OfKind("projection", optional=True, callables=True, expected=_PROJ_FORM)] = (
-        None
-    )
+    proj: Annotated[
+        ComponentRef | None, OfKind("projection", optional=True, widths=True, callables=True, expected=_PROJ_FORM)
+    ] = None
     """The projection of the student's features to the teacher's width."""
     proj_dims: tuple[Int, Int] | None = None
     """Student and teacher width, where the list form of `proj` gave them; else they are read from the models."""
@@ -79,8 +79,11 @@ class IntermediateMatch(Config):
         dims = proj[1:3]
         if len(proj) not in (3, 4) or any(isinstance(d, bool) or not isinstance(d, int) for d in dims):
             return data  # the field itself refuses it, with its path
+        for key in ("proj_dims", "proj_optimizer")[: len(proj) - 2]:
+            if data.get(key) is not None:
+                raise PydanticCustomError("text", "{key} is given twice, in the list of proj too", {"key": key})
         group = proj[3] if len(proj) == 4 else data.get("proj_optimizer")
-        return {**data, "proj": proj[0], "proj_dims": tuple(dims), "proj_optimizer": group or None}
+        return {**data, "proj": proj[0], "proj_dims": tuple(dims), "proj_optimizer": None if group == {} else group}
 
 
 class DistillationConfig(PositionalConfig):

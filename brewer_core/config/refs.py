@@ -15,6 +15,9 @@ from brewer_core.config.base import FrozenDict, freeze, shown
 from brewer_core.errors import RequestError
 from brewer_core.protocols import ComponentLookup
 
+MARK = "x-brewer-component"
+"""The key under which a JSON Schema holds the `OfKind` of a field, until it is completed."""
+
 
 @dataclass(frozen=True)
 class ComponentRef:
@@ -30,20 +33,22 @@ class ComponentRef:
     implementation: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
-        return repr(_dump(self))
+        return repr(dumped(self))
 
 
 @dataclass(frozen=True)
 class OfKind:
     """Marks a config field as a reference to a component of a kind.
 
-    optional: null and "none" mean absent. listed: the form `[name, *values]` is read. callables: so are functions.
+    optional: null and "none" mean absent. listed: the form `[name, *values]` is read. widths: so is `[name, student_dim,
+    teacher_dim, group]`, by the config that holds the field. callables: so are functions.
     expected: the forms that a value may have, for the error text.
     """
 
     kind: str
     optional: bool = False
     listed: bool = False
+    widths: bool = False
     callables: bool = False
     expected: str = 'a name or {"name": ..., options}'
 
@@ -51,16 +56,13 @@ class OfKind:
         """Validate by `_validate`; write the mapping form."""
         del source, handler
         return core_schema.with_info_plain_validator_function(
-            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(_dump)
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(dumped)
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """A name, or a mapping with a name."""
+        """A mark, which `config.schema` replaces by the components that there are."""
         del schema, handler
-        named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-        forms: list[dict[str, Any]] = [{"type": "string"}, named]
-        forms += [{"type": "array"}] if self.listed else []
-        return {"anyOf": forms + ([{"type": "null"}] if self.optional else [])}
+        return {MARK: self}
 
     def _validate(self, value: Any, info: ValidationInfo) -> ComponentRef | None:
         if self.optional and (value is None or value == "none"):
@@ -139,7 +141,8 @@ def _problem(text: str) -> PydanticCustomError:
     return PydanticCustomError("text", "{text}", {"text": text})
 
 
-def _dump(ref: ComponentRef | None) -> Any:
+def dumped(ref: ComponentRef | None) -> Any:
+    """A reference as JSON values: the mapping form, or the list form that no registry has read yet."""
     if ref is None:
         return None
     if ref.implementation is not None:

@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, Int, Text, problems, read_json, shown
 from brewer_core.config.crossrefs import reference_problems
@@ -38,10 +49,34 @@ def _columns(value: Any) -> str | tuple[str, str]:
     )
 
 
+class NotEmpty:
+    """Marks a list or an object that must hold something, for validation and for the JSON Schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate what is in it first."""
+        return core_schema.no_info_after_validator_function(_not_empty, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema of what it marks, with the least size."""
+        inner = handler(schema)
+        return {**inner, "minItems" if inner["type"] == "array" else "minProperties": 1}
+
+
 def _not_empty(value: Filled) -> Filled:
     if not value:
         raise PydanticCustomError("text", "is empty; name at least one")
     return value
+
+
+def _told_apart(schema: dict[str, Any]) -> None:
+    """In the JSON Schema of a model that is one of several: its `kind` is required, for it says which."""
+    schema["required"] = ["kind", *schema["required"]]
+
+
+def _exactly_one(*names: str) -> ConfigDict:
+    """For the JSON Schema of a model that wants one of its fields and not the others, null meaning absent."""
+    given: list[Any] = [{"properties": {name: {"not": {"type": "null"}}}, "required": [name]} for name in names]
+    return ConfigDict(json_schema_extra={"oneOf": given})
 
 
 def _of_names(value: DistillationConfig) -> DistillationConfig:
@@ -53,10 +88,12 @@ def _of_names(value: DistillationConfig) -> DistillationConfig:
     return value
 
 
+NAME_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
+
 Columns = Annotated[
     Any,
     PlainValidator(_columns),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA, "minItems": 2, "maxItems": 2}]}),
 ]
 
 
@@ -73,7 +110,7 @@ def _names_of_data(value: Any) -> str | tuple[str, ...]:
 NamesOfData = Annotated[
     Any,
     PlainValidator(_names_of_data),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA, "minItems": 1}]}),
 ]
 
 
@@ -101,6 +138,8 @@ class Tokenization(Config):
 
 class Select(Config):
     """A part of the rows, drawn by the run's seed."""
+
+    model_config = _exactly_one("rows", "share")
 
     rows: Count | None = None
     """How many rows."""
@@ -156,6 +195,8 @@ class ScheduleConfig(Config):
 class Optimization(Config):
     """How a stage trains: exactly one of epochs and steps, and the rest."""
 
+    model_config = _exactly_one("epochs", "steps")
+
     epochs: Count | None = None
     """Passes over the training rows."""
     steps: Count | None = None
@@ -187,13 +228,15 @@ class Optimization(Config):
 class SupervisedStage(Config):
     """Train a model on labels."""
 
+    model_config = ConfigDict(json_schema_extra=_told_apart)
+
     kind: Literal["supervised"] = "supervised"
     """The kind of stage."""
     name: Text
     """A name of its own, that of the stage's folder."""
     model: Text
     """The model to train."""
-    train: Annotated[tuple[Text, ...], AfterValidator(_not_empty)]
+    train: Annotated[tuple[Text, ...], NotEmpty()]
     """Data to train on, `NAME` or `NAME.SPLIT`."""
     training: Optimization
     """How to train."""
@@ -216,6 +259,11 @@ class TeacherRef(Config):
     def _read_name(cls, data: Any) -> Any:
         return {"model": data} if isinstance(data, str) else data
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The object, or the name of its model alone."""
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
 
 class Adaptors(Config):
     """What turns batches and model outputs into features."""
@@ -229,15 +277,17 @@ class Adaptors(Config):
 class DistillStage(Config):
     """Distil teachers into a student."""
 
+    model_config = ConfigDict(json_schema_extra=_told_apart)
+
     kind: Literal["distill"] = "distill"
     """The kind of stage."""
     name: Text
     """A name of its own, that of the stage's folder."""
     student: Text
     """The model that learns."""
-    teachers: Annotated[tuple[TeacherRef, ...], AfterValidator(_not_empty)]
+    teachers: Annotated[tuple[TeacherRef, ...], NotEmpty()]
     """The models that teach."""
-    train: Annotated[tuple[Text, ...], AfterValidator(_not_empty)]
+    train: Annotated[tuple[Text, ...], NotEmpty()]
     """Labelled data to train on, `NAME` or `NAME.SPLIT`."""
     unlabelled: tuple[Text, ...] = ()
     """Data without labels, for the teachers alone to answer."""
@@ -267,7 +317,7 @@ class Evaluation(Config):
     """Labelled data that is never trained on, `NAME` or `NAME.SPLIT`; where there are `tasks`, a list with one for each."""
     test: NamesOfData | None = None
     """Labelled data for the final figures; those come from `data` where absent, also those of single tasks."""
-    metrics: Annotated[tuple[Annotated[ComponentRef, OfKind("metric")], ...], AfterValidator(_not_empty)] = (
+    metrics: Annotated[tuple[Annotated[ComponentRef, OfKind("metric")], ...], NotEmpty()] = (
         ComponentRef("metric", "accuracy"),
     )
     """What is measured."""
@@ -297,17 +347,15 @@ class RunConfig(Config):
     """The run's folder; `runs/<config>-<UTC time>` where absent."""
     task: TextClassificationTask | None = TextClassificationTask()
     """What is learnt, unless there are `tasks`."""
-    tasks: Annotated[dict[Text, TextClassificationTask], AfterValidator(_not_empty)] | None = None
+    tasks: Annotated[dict[Text, TextClassificationTask], NotEmpty()] | None = None
     """Several tasks by name; in this order their classes stand side by side in the head of a model of several."""
     tokenizer: Tokenization = Tokenization()
     """The tokenizer of the run."""
-    data: Annotated[dict[Text, DataConfig], AfterValidator(_not_empty)]
+    data: Annotated[dict[Text, DataConfig], NotEmpty()]
     """Data by name."""
-    models: Annotated[dict[Text, Annotated[ComponentRef, OfKind("model")]], AfterValidator(_not_empty)]
+    models: Annotated[dict[Text, Annotated[ComponentRef, OfKind("model")]], NotEmpty()]
     """Models by name."""
-    stages: Annotated[
-        tuple[Annotated[SupervisedStage | DistillStage, Field(discriminator="kind")], ...], AfterValidator(_not_empty)
-    ]
+    stages: Annotated[tuple[Annotated[SupervisedStage | DistillStage, Field(discriminator="kind")], ...], NotEmpty()]
     """What is done, in order."""
     baselines: tuple[Literal["labels_only"], ...] = ()
     """`labels_only`: the last stage's student trained on the labels alone, for as many steps."""

@@ -76,6 +76,11 @@ class Objective(nn.Module):
         """The configured temperature of the loss between the logits; 1 where there is no such loss."""
         return self.kd.temperature if self.kd else 1.0
 
+    @property
+    def factors(self) -> Mapping[str, Weight]:
+        """The factor of every term over the run."""
+        return MappingProxyType(self._weights)
+
     def needs(self) -> Needs:
         """Names of the features that the terms read."""
         matches = self._match_terms()

@@ -309,24 +309,25 @@ def default_output(stem: str) -> Path:
     return Path("runs") / f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
 
 
-def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]]:
-    """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
+def stage_lesson(assembly: Assembly, position: int) -> Lesson:
+    """What the stage at a position trains, with the models as they are now."""
     stage, path = assembly.config.stages[position], f"stages[{position}]"
     if isinstance(stage, DistillStage):
-        lesson = distill_lesson(assembly, stage, path, assembly.model(stage.student))
-    else:
-        lesson = supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
+        return distill_lesson(assembly, stage, path, assembly.model(stage.student))
+    return supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
+
+
+def first_batches(lesson: Lesson, device: torch.device) -> dict[str, Any]:
+    """The first batch of each task, as the strategy prepares it."""
     loaders = lesson.loader if isinstance(lesson.loader, Mapping) else {"": lesson.loader}
-    terms: dict[str, float] = {}
-    with evaluating(lesson.learner), torch.no_grad(), _located(path):
-        for task, loader in loaders.items():
-            losses = _try_batch(lesson, task, move_to_device(next(iter(loader)), assembly.device))
-            terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
-    make_optimizer(stage.training.optimizer, lesson.learner.student)
-    return lesson.total_steps, terms
+    batches = {task: move_to_device(next(iter(loader)), device) for task, loader in loaders.items()}
+    learner = lesson.learner
+    with torch.no_grad():
+        return {task: learner.strategy.prepare(task, batch, learner.student) for task, batch in batches.items()}
 
 
-def _try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
+def try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
+    """The unweighted terms of a batch, at the start of the stage."""
     learner = lesson.learner
     asked = learner.strategy.teachers_for(task, tuple(lesson.teachers))
     answers = {name: lesson.teachers[name].features(batch, learner.needs.teacher(name)) for name in asked}
@@ -334,8 +335,19 @@ def _try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
     return losses
 
 
+def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]]:
+    """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
+    lesson, terms = stage_lesson(assembly, position), dict[str, float]()
+    with evaluating(lesson.learner), torch.no_grad(), located(f"stages[{position}]"):
+        for task, batch in first_batches(lesson, assembly.device).items():
+            losses = try_batch(lesson, task, batch)
+            terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
+    make_optimizer(assembly.config.stages[position].training.optimizer, lesson.learner.student)
+    return lesson.total_steps, terms
+
+
 @contextmanager
-def _located(path: str) -> Iterator[None]:
+def located(path: str) -> Iterator[None]:
     """Errors raised inside it say where in the config the cause is."""
     try:
         yield

@@ -57,9 +57,9 @@ def _added(
     entry_points: Mapping[str, str] | str = "",
     files: Mapping[str, str] | None = None,
 ) -> Registry:
-    from brewer_core.plugins import build_registry, disabled_by_environment
+    from brewer_core.plugins import environment_registry
     from brewer_core.testing.distributions import write_distribution
 
     write_distribution(site, name, version, entry_points, files)
     monkeypatch.syspath_prepend(site)
-    return build_registry(disable=disabled_by_environment())
+    return environment_registry()

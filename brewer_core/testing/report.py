@@ -12,7 +12,7 @@ import torch
 
 from brewer_core.components import Component
 from brewer_core.errors import MissingExtraError, RequestError, did_you_mean
-from brewer_core.plugins import collect_plugins, disabled_by_environment, find_plugins, load_plugins
+from brewer_core.plugins import Choice, collect_plugins, find_plugins, load_plugins
 from brewer_core.registry import Plugin
 from brewer_core.testing.adaptors import AdaptorConformance
 from brewer_core.testing.conformance import PREFIX, Conformance, DoesNotApply
@@ -80,10 +80,12 @@ def plugins_of(distribution: str) -> tuple[Plugin, ...]:
     known = sorted({plugin.distribution for plugin in found})
     if name not in known:
         raise RequestError(f"no distribution {distribution!r} with plugins is installed{did_you_mean(name, known)}")
-    disabled = set(disabled_by_environment())
-    own = [p for p in found if p.distribution == name and not disabled & {name, f"{name}:{p.entry_point}"}]
+    choice = Choice.of_environment()
+    own = [plugin for plugin in found if plugin.distribution == name and choice.takes(plugin)]
     if not own:
-        raise RequestError(f"{name} is disabled by BREWER_DISABLE_PLUGINS; take it out to test it.")
+        raise RequestError(
+            f"{name} is disabled by BREWER_DISABLE_PLUGINS, or not allowed by BREWER_PLUGINS; change that to test it."
+        )
     return collect_plugins(load_plugins(own))
 
 

@@ -143,7 +143,7 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
 
 def _reference(mark: OfKind) -> str:
     forms = [f"[{KINDS[mark.kind].title}](hooks/{KINDS[mark.kind].hook}.md)"]
-    forms += ["list"] if mark.listed else []
+    forms += ["list"] if mark.listed or mark.widths else []
     return " or ".join([*forms, *(["null"] if mark.optional else [])])
 
 

@@ -46,7 +46,10 @@ def hf(
     ] = None,
     config: Annotated[
         dict[str, Scalar | list[Scalar] | dict] | None,  # type: ignore[type-arg]  # nested settings, whatever they are
-        Field(description="`model_type` and sizes, for a model whose weights are drawn from the seed."),
+        Field(
+            description="`model_type` and sizes, for a model whose weights are drawn from the seed.",
+            examples=[{"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}],
+        ),
     ] = None,
     keep_layers: Annotated[
         list[int] | None, Field(description="Layers of the teacher to keep, in order, with everything around them.")

@@ -1,0 +1,420 @@
+"""`explain`: the total loss of every stage, exactly, found by computing one batch of each task and watching what is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brewer_core.config import ComponentRef, DistillStage
+from brewer_core.features import Features
+from brewer_core.objective import KD_TERM, LABEL_TERM, MatchTerm, Objective, Source
+from brewer_core.protocols import Step, Strategy
+from brewer_core.registry import Registry
+from brewer_core.run.assembly import Assembly, model_inputs
+from brewer_core.run.pipeline import first_batches, located, plan, stage_lesson, try_batch
+from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, seeded
+from brewer_core.run.tasks import named_teachers, trained_model
+from brewer_core.teachers import evaluating
+
+_SCHEDULES = {KD_TERM: "kd_loss_weight_scheduler", LABEL_TERM: "hard_label_weight_scheduler"}
+
+
+@dataclass(frozen=True)
+class Used:
+    """A component that a stage uses, and what for. origin: its distribution, version and entry point."""
+
+    role: str
+    name: str
+    options: Mapping[str, Any]
+    origin: str
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """The options that differ from their defaults."""
+
+    def call(self, *arguments: str, **more: str) -> str:
+        """It as a formula has it: `kl(student.logits, teacher.logits; T = 2)`."""
+        told = [f"{name} = {value}" for name, value in more.items()]
+        told += [f"{name} = {json.dumps(value)}" for name, value in self.changed.items()]
+        return f"{self.name}({', '.join(arguments)}{'; ' if told and arguments else ''}{', '.join(told)})"
+
+
+@dataclass(frozen=True)
+class Read:
+    """Tensors that a term reads. name: `student.hidden[2]`. axes: `B L D`; shapes: one for each tensor."""
+
+    name: str
+    axes: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What brings the student's width to the teacher's. group: settings of its own in the optimizer."""
+
+    width: int
+    to: int
+    parameters: int
+    group: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ExplainedTerm:
+    """One term of a total.
+
+    factor: its weight as a formula. weights: at the steps of the stage. value: unweighted, on the batch.
+    over: what its mean is over. trained: whether anything that is trained changes it.
+    """
+
+    name: str
+    expression: str
+    factor: str
+    weights: tuple[float, ...]
+    value: float
+    over: str
+    trained: bool
+    reads: tuple[Read, ...]
+    used: tuple[Used, ...]
+    projection: Projected | None = None
+    temperature: float | None = None
+
+    @property
+    def weighted(self) -> float:
+        """Its part of the total at the start."""
+        return self.weights[0] * self.value
+
+
+@dataclass(frozen=True)
+class ExplainedTask:
+    """The total of one task's batches; the task of a run of one bears the name "". left_out: terms with the reason."""
+
+    task: str
+    rows: int
+    terms: tuple[ExplainedTerm, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def total(self) -> float:
+        """The loss of the batch, at the start."""
+        return sum(term.weighted for term in self.terms)
+
+    @property
+    def formula(self) -> tuple[str, ...]:
+        """The summands of the total."""
+        return tuple(f"{term.factor} * {term.expression}" for term in self.terms)
+
+
+@dataclass(frozen=True)
+class ExplainedTeacher:
+    """A teacher of a stage, with its weight among several and the task that it teaches."""
+
+    name: str
+    weight: float
+    task: str
+    used: tuple[Used, ...]
+
+
+@dataclass(frozen=True)
+class ExplainedStage:
+    """What a stage minimises. at: the steps at which weights are told, its start, middle and end."""
+
+    name: str
+    kind: str
+    student: str
+    at: tuple[int, int, int]
+    loss_normalization: str
+    accumulation: int
+    used: tuple[Used, ...]
+    strategy_parameters: int
+    teachers: tuple[ExplainedTeacher, ...]
+    tasks: tuple[ExplainedTask, ...]
+
+
+def explain(assembly: Assembly) -> tuple[ExplainedStage, ...]:
+    """What each stage of a run minimises, with the models as the run begins.
+
+    Raises ConfigError with every problem of data and models, as a dry run does.
+    """
+    with seeded(assembly.seed("run"), assembly.device):
+        plan(assembly)
+        return tuple(_Stage(assembly, position).explained() for position in range(len(assembly.config.stages)))
+
+
+class _Watching(Strategy):
+    """A strategy as it is, that remembers the features it was given."""
+
+    def __init__(self, inner: Strategy) -> None:
+        self.inner = inner
+        self.student: Features = Features({})
+        self.teachers: Mapping[str, Features] = {}
+
+    def teachers_for(self, task: str, teachers: Sequence[str]) -> Sequence[str]:
+        return self.inner.teachers_for(task, teachers)
+
+    def terms(
+        self, task: str, student: Features, teachers: Mapping[str, Features], objective: Any, step: Step
+    ) -> Mapping[str, Tensor]:
+        self.student, self.teachers = student, teachers
+        return self.inner.terms(task, student, teachers, objective, step)
+
+
+class _Stage:
+    """One stage under examination."""
+
+    def __init__(self, assembly: Assembly, position: int) -> None:
+        self.assembly = assembly
+        self.config = assembly.config.stages[position]
+        self.path = f"stages[{position}]"
+        self.lesson: Lesson = stage_lesson(assembly, position)
+        self.objective = self.lesson.learner.objective
+        self.own = trained_model(self.config)
+        self.strategy = self.lesson.learner.strategy
+        distills = isinstance(self.config, DistillStage)
+        ref = self.config.strategy if isinstance(self.config, DistillStage) else ComponentRef("strategy", "supervised")
+        self.strategy_used = self._used("strategy", ref)
+        self.kind = "distill" if distills else "supervised"
+        total = self.lesson.total_steps
+        self.at = (0, total // 2, total)
+
+    def explained(self) -> ExplainedStage:
+        learner = self.lesson.learner
+        watching = _Watching(self.strategy)
+        batches = first_batches(self.lesson, self.assembly.device)
+        learner.strategy = watching
+        with evaluating(learner), located(self.path):
+            tasks = tuple(self._task(task, batch, watching) for task, batch in batches.items())
+        adaptor = self.config.adaptors.student if isinstance(self.config, DistillStage) else DEFAULT_ADAPTOR
+        return ExplainedStage(
+            self.config.name,
+            self.kind,
+            self.own,
+            self.at,
+            self.config.training.loss_normalization,
+            self.config.training.accumulation,
+            (self.strategy_used, self._model(self.own), self._used("adaptor", adaptor)),
+            _parameters(learner.parts),
+            tuple(self._teachers()),
+            tasks,
+        )
+
+    def _task(self, task: str, batch: Any, watching: _Watching) -> ExplainedTask:
+        with ExitStack() as stack:
+            heard = _Heard(self.objective, stack)
+            losses = try_batch(self.lesson, task, batch)
+        weights = [{**self.objective.weights(step), **self.strategy.weights(step)} for step in self._steps()]
+        counted = {name: tuple(each.get(name, 1.0) for each in weights) for name in losses}
+        terms = tuple(
+            self._term(name, loss, counted[name], watching, heard)
+            for name, loss in losses.items()
+            if any(counted[name])
+        )
+        left_out = {name: "its weight is 0" for name in losses if not any(counted[name])}
+        for name in {**weights[0]}.keys() - losses.keys():
+            left_out[name] = self._absent(name, [each[name] for each in weights], watching)
+        return ExplainedTask(task, _rows(batch), terms, dict(sorted(left_out.items())))
+
+    def _steps(self) -> list[Step]:
+        return [Step(step, self.at[-1]) for step in self.at]
+
+    def _term(
+        self, name: str, loss: Tensor, weights: tuple[float, ...], watching: _Watching, heard: _Heard
+    ) -> ExplainedTerm:
+        make = self._other
+        if name in heard.read:
+            make = self._kd if name == KD_TERM else self._match
+        elif name == LABEL_TERM and watching.student.get("losses"):
+            make = self._labels
+        parts = make(name, heard, watching)
+        factor, schedule = self._factor(name, weights)
+        over = self.objective.over(name)
+        return ExplainedTerm(
+            name=name,
+            factor=factor,
+            weights=weights,
+            value=loss.item(),
+            over=over if isinstance(over, str) else getattr(over, "__name__", repr(over)),
+            trained=loss.requires_grad,
+            **{**parts, "used": (*parts["used"], *schedule)},
+        )
+
+    def _factor(self, name: str, weights: tuple[float, ...]) -> tuple[str, tuple[Used, ...]]:
+        """The weight as a formula, and its schedule if it has one."""
+        factor = self.objective.factors.get(name)
+        if factor is None or name in self.strategy.weights(Step(0, self.at[-1])):  # the strategy has the last word
+            return (number(weights[0]) if len(set(weights)) == 1 else "weight(step)"), ()
+        ref = getattr(self._distillation(), _SCHEDULES.get(name, ""), None)
+        if ref is None:
+            return number(factor.base), ()
+        used = self._used("schedule", ref)
+        return f"{number(factor.base)} * {used.call('progress')}", (used,)
+
+    def _kd(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
+        config, (student, teacher) = self._distillation(), heard.read[name]
+        used = [self._used("loss", config.kd_loss_type)]
+        temperature = number(config.temperature)
+        if config.temperature_scheduler is not None:
+            used.append(self._used("temperature scheduler", config.temperature_scheduler))
+            temperature = used[-1].call(temperature)
+        taught = self._taught(teacher, watching)
+        if config.probability_shift:
+            taught = f"probability_shift({taught}, {self.own}.labels)"
+        reads = [_read(self.own, student, "logits"), *(_read(n, f, "logits") for n, f in _giving(watching.teachers))]
+        return {
+            "expression": used[0].call(f"{self.own}.logits", taught, T=temperature),
+            "reads": (*reads, *_masks(self.own, student, "logits", "logits_mask")),
+            "used": tuple(used),
+            "temperature": float(config.temperature),
+        }
+
+    def _taught(self, teacher: Features, watching: _Watching) -> str:
+        """The teacher's logits: one teacher's own, or what the strategy makes of those of several."""
+        giving = _giving(watching.teachers)
+        own = [name for name, features in giving if features is teacher]
+        if len(giving) == 1 and all(map(_alike, giving[0][1]["logits"], teacher["logits"])):  # a mean of one
+            own = [giving[0][0]]
+        return f"{own[0]}.logits" if own else self.strategy_used.call(*(f"{name}.logits" for name, _ in giving))
+
+    def _match(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
+        match, (student, teacher) = heard.matches[name], heard.read[name]
+        config = self._distillation().matches[list(heard.matches).index(name)]
+        owner = match.teacher or next(iter(watching.teachers))
+        loss, own = self._used("loss", config.loss), _place(self.own, match.sources[0])
+        used, expression, projected = [loss], own, None
+        if config.proj is not None and match.projection is not None:
+            used.append(self._used("projection", config.proj))
+            width, to = heard.widths[name]
+            expression = f"{used[-1].call(own)[:-1]}: {width} -> {to})"
+            projected = Projected(width, to, _parameters(match.projection), match.group)
+        reads = [
+            _read(self.own, student, *_source(match.sources[0])),
+            _read(owner, teacher, *_source(match.sources[1])),
+        ]
+        return {
+            "expression": loss.call(expression, _place(owner, match.sources[1])),
+            "reads": (*reads, *_masks(self.own, student, match.sources[0].feature, "inputs_mask")),
+            "used": tuple(used),
+            "projection": projected,
+        }
+
+    def _labels(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
+        del name, heard
+        read = _read(self.own, watching.student, "losses")
+        return {"expression": f"sum({read.name})", "reads": (read,), "used": ()}
+
+    def _other(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
+        """A term of the strategy's own: what it reads beside the objective's terms."""
+        del heard
+        told, plain = self.strategy.needs(Objective(None)), Objective(None).needs()
+        reads = [_read(self.own, watching.student, each) for each in sorted(told.student - plain.student)]
+        for teacher, features in watching.teachers.items():
+            reads += [_read(teacher, features, each) for each in sorted(told.teacher(teacher) - plain.every_teacher)]
+        return {"expression": name, "reads": tuple(reads), "used": (self.strategy_used,)}
+
+    def _absent(self, name: str, weights: Sequence[float], watching: _Watching) -> str:
+        """Why a term that has a weight is not among those of a batch."""
+        match = dict(self.objective.matches).get(name)
+        if not any(weights):
+            return "its weight is 0"
+        if isinstance(match, MatchTerm) and match.teacher not in (None, *watching.teachers):
+            return f"its teacher {match.teacher} is not asked here"
+        if name == LABEL_TERM and not watching.student.get("losses"):
+            return f"the adaptor of {self.own} returns no losses"
+        return f"the strategy {self.strategy_used.name} gives no such term for this batch"
+
+    def _teachers(self) -> Iterator[ExplainedTeacher]:
+        if not isinstance(self.config, DistillStage):
+            return
+        for name, ref in named_teachers(self.config).items():
+            adaptor = self._used("adaptor", ref.adaptor or self.config.adaptors.teacher)
+            yield ExplainedTeacher(name, ref.weight, ref.task or "", (self._model(ref.model), adaptor))
+
+    def _distillation(self) -> Any:
+        return self.config.distillation if isinstance(self.config, DistillStage) else None
+
+    def _model(self, name: str) -> Used:
+        return self._used("model", self.assembly.config.models[name])
+
+    def _used(self, role: str, ref: ComponentRef) -> Used:
+        return used(self.assembly.registry, role, ref)
+
+
+class _Heard:
+    """What the terms of an objective were given, by their names, while a stack is open."""
+
+    def __init__(self, objective: Objective, stack: ExitStack) -> None:
+        self.read: dict[str, tuple[Features, Features]] = {}
+        self.widths: dict[str, tuple[int, int]] = {}
+        self.matches = {name: match for name, match in objective.matches.items() if isinstance(match, MatchTerm)}
+        for name, term in {**({KD_TERM: objective.kd} if objective.kd else {}), **self.matches}.items():
+            stack.callback(term.register_forward_pre_hook(self._reading(name)).remove)
+        for name, match in self.matches.items():
+            if match.projection is not None:
+                stack.callback(match.projection.register_forward_hook(self._projecting(name)).remove)
+
+    def _reading(self, name: str) -> Any:
+        def heard(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self.read[name] = arguments[:2]
+
+        return heard
+
+    def _projecting(self, name: str) -> Any:
+        def heard(_module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            self.widths[name] = (int(arguments[0].shape[-1]), int(output.shape[-1]))
+
+        return heard
+
+
+def used(registry: Registry, role: str, ref: ComponentRef) -> Used:
+    """A component that a config names, with all of its options."""
+    component = registry.get(ref.kind, ref.name)
+    options = registry.check(ref.kind, ref.name, ref.options, ref.positional)
+    defaults = {option.name: option.default for option in component.signature.options}
+    changed = {name: value for name, value in options.items() if value != defaults[name]}
+    return Used(role, ref.name, options, str(component.provenance), changed)
+
+
+def number(value: float) -> str:
+    """A number in as few digits as tell it exactly."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def _read(owner: str, features: Features, name: str, layers: Sequence[int] | None = None) -> Read:
+    found = features[name]
+    picked = found if layers is None else tuple(found[layer] for layer in layers)
+    where = "" if layers is None else f"[{', '.join(map(str, layers))}]"
+    return Read(f"{owner}.{name}{where}", features.axes(name), tuple(tuple(t.shape) for t in picked))
+
+
+def _source(source: Source) -> tuple[str, Sequence[int] | None]:
+    layers = source.layers
+    return source.feature, layers if isinstance(layers, tuple) or layers is None else (layers,)
+
+
+def _place(owner: str, source: Source) -> str:
+    feature, layers = _source(source)
+    return f"{owner}.{feature}" + ("" if layers is None else f"[{', '.join(map(str, layers))}]")
+
+
+def _masks(owner: str, features: Features, feature: str, mask: str) -> list[Read]:
+    """The mask of a feature, where it has one."""
+    return [_read(owner, features, mask)] if features.get(mask) and "L" in features.axes(feature).split() else []
+
+
+def _giving(teachers: Mapping[str, Features]) -> list[tuple[str, Features]]:
+    return [(name, features) for name, features in teachers.items() if features.get("logits")]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other)
+
+
+def _parameters(module: nn.Module | None) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
+
+
+def _rows(batch: Any) -> int:
+    return len(next(iter(model_inputs(batch).values())))
