@@ -111,10 +111,11 @@ def templates(session: nox.Session) -> None:
         str(packages[0].parent),
     ]  # those of all packages
     session.run("pytest", *settings, *session.posargs, *map(str, packages), env=QUIET)
+    plain = ["--isolated", "--line-length", "120", "--no-respect-gitignore", "--exclude", "build"]  # not .nox, as else
     for package in packages:
         session.chdir(package)
-        session.run("ruff", "check", "--isolated", "--line-length", "120", "--extend-select", "I,UP,B", ".")
-        session.run("ruff", "format", "--isolated", "--line-length", "120", "--check", ".")
+        session.run("ruff", "check", *plain, "--extend-select", "I,UP,B", ".")
+        session.run("ruff", "format", *plain, "--check", ".")
 
 
 @nox.session(name="install", reuse_venv=False)
