@@ -53,7 +53,7 @@ def brewer_kd_losses() -> Mapping[str, KDLoss]:  # type: ignore[empty-body]  # a
 
             def logit_l1(student_logits, teacher_logits, temperature, *, scale: float = 1.0):
                 '''Mean absolute difference of the softened logits.'''
-                return scale * ((student_logits - teacher_logits) / temperature).abs().mean()
+                return scale * ((student_logits - teacher_logits.detach()) / temperature).abs().mean()
 
             @hookimpl
             def brewer_kd_losses():
@@ -80,8 +80,11 @@ def brewer_match_losses() -> Mapping[str, MatchLoss]:  # type: ignore[empty-body
             @component(over="tokens")
             def hidden_l1(student, teacher, mask=None):
                 '''Mean absolute difference of hidden states over valid tokens.'''
-                difference = (student - teacher).abs().mean(-1)
-                return difference.mean() if mask is None else difference[mask].mean()
+                if student.shape != teacher.shape:
+                    raise ShapeError("give the match a projection")
+                difference = (student - teacher.detach()).abs().mean(-1)
+                valid = difference if mask is None else difference[mask]
+                return valid.sum() / max(valid.numel(), 1)
 
             @hookimpl
             def brewer_match_losses():

@@ -240,5 +240,6 @@ def test_both_providers_of_a_name_are_described(described, tmp_path, capsys):
 
 
 def test_a_plugin_that_is_left_out_is_not_described(capsys):
-    assert brewer("describe", "tracker", "jsonl", "--disable", "brewer-core:trackers") == 2
-    assert "no tracker is called 'jsonl'. Known: none. Disabled: brewer-core:trackers." in capsys.readouterr().err
+    assert brewer("describe", "adaptor", "text_classification", "--disable", "brewer-core:adaptors") == 2
+    error = "no adaptor is called 'text_classification'. Known: none. Disabled: brewer-core:adaptors."
+    assert error in capsys.readouterr().err

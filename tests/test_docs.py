@@ -41,7 +41,6 @@ EXAMPLES = [
             "tutorials/first-plugin.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
-            "how-to/add-a-method.md",
             "how-to/track-a-run.md",
         )
     ),
@@ -218,6 +217,14 @@ def test_plugins_of_a_page_load(page: Path, tmp_path: Path) -> None:
         loaded = build_registry(files=[file]).plugins[-1]
         assert loaded.status == "loaded"
         assert len(loaded.components) == 1
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
+def test_plugins_of_a_page_are_what_their_kind_promises(page: Path, tmp_path: Path) -> None:
+    loaded = [build_registry(files=[file]).plugins[-1] for file in plugin_files(page, tmp_path)]
+    found = [outcome for plugin in loaded for c in plugin.components for outcome in outcomes(conformance_of(c))]
+
+    assert [(o.component, o.property, o.reason) for o in found if o.result == "failed"] == []
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)

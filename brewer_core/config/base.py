@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
 from brewer_core.errors import ConfigError, ReadOnlyError, did_you_mean
 
@@ -27,8 +27,8 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-Int = Annotated[int, Strict(), BeforeValidator(plain_number)]
-Float = Annotated[float, Strict(), BeforeValidator(plain_number)]
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 
@@ -73,6 +73,11 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         ser_json_inf_nan="null",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_numbers(cls, data: Any) -> Any:
+        return {key: plain_number(value) for key, value in data.items()} if isinstance(data, Mapping) else data
 
     @classmethod
     def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, shown
+from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, plain_number, shown
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
 
@@ -76,7 +76,7 @@ class IntermediateMatch(Config):
         proj = data.get("proj") if isinstance(data, Mapping) else None
         if not isinstance(proj, (list, tuple)):
             return data
-        dims = proj[1:3]
+        dims = [plain_number(width) for width in proj[1:3]]
         if len(proj) not in (3, 4) or any(isinstance(d, bool) or not isinstance(d, int) for d in dims):
             return data  # the field itself refuses it, with its path
         for key in ("proj_dims", "proj_optimizer")[: len(proj) - 2]:
