@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brewer_core.cli.reading import active_registry
+from brewer_core.cli.reading import Disabled, PluginFiles, active_registry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,12 +28,8 @@ def describe(
     kind: Annotated[str, typer.Argument(help="A kind of component, such as match-loss.", show_default=False)],
     name: Annotated[str, typer.Argument(help="A name as configs use it, such as pkd.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, an object for each provider.")] = False,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.py", help="A plugin in a single file, to be looked at too.")
-    ] = None,
-    disable: Annotated[
-        list[str] | None, typer.Option(help="Leave out a plugin: its distribution, or distribution:entry.")
-    ] = None,
+    plugin: PluginFiles = None,
+    disable: Disabled = None,
 ) -> None:
     """Tell all about a method: what it does, its options, where it comes from, and how a config names it."""
     registry = active_registry(disable or [], plugin or [])

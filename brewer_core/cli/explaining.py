@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brewer_core.cli.reading import active_registry, run_config_named
+from brewer_core.cli.reading import ConfigName, Disabled, PluginFiles, Settings, active_registry, run_config_named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,21 +29,11 @@ _WIDE = 140  # where nobody's terminal sets the width
 
 
 def explain(
-    config: Annotated[
-        str,
-        typer.Argument(help="A JSON file, or a config that ships with brewer: quickstart.", show_default=False),
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="path.to.field=value", help="Change a field of the config; repeatable."),
-    ] = None,
+    config: ConfigName,
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, an object for each stage.")] = False,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.py", help="A plugin in a single file, for this command only.")
-    ] = None,
-    disable: Annotated[
-        list[str] | None, typer.Option(help="Leave out a plugin: its distribution, or distribution:entry.")
-    ] = None,
+    plugin: PluginFiles = None,
+    disable: Disabled = None,
 ) -> None:
     """Show what a config minimises: the total loss of each stage as a formula, with every term's numbers and shapes."""
     registry = active_registry(disable or [], plugin or [])

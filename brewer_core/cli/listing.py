@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brewer_core.cli.reading import Disabled
+
 if TYPE_CHECKING:
     from brewer_core.components import Component, Kind
     from brewer_core.registry import Plugin, Registry
@@ -19,9 +21,7 @@ def list_plugins(
         str | None, typer.Argument(help="List one kind only, such as kd-losses.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-    disable: Annotated[
-        list[str] | None, typer.Option(help="Leave out a plugin: its distribution, or distribution:entry.")
-    ] = None,
+    disable: Disabled = None,
 ) -> None:
     """List every method by kind, with its options and the distribution it comes from."""
     from brewer_core.components import kind_named

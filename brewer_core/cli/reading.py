@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
 
 if TYPE_CHECKING:
     from brewer_core.config import RunConfig
     from brewer_core.registry import Registry
+
+ConfigName: TypeAlias = Annotated[
+    str, typer.Argument(help="A JSON file, or a config that ships with brewer: quickstart.", show_default=False)
+]
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="path.to.field=value", help="Change a field of the config; repeatable."),
+]
+PluginFiles: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="A plugin in a single file, for this command only."),
+]
+Disabled: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--disable", help="Leave out a plugin: its distribution, or distribution:entry.")
+]
 
 
 def active_registry(disable: Iterable[str], files: Iterable[Path]) -> Registry:

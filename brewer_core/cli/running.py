@@ -7,37 +7,27 @@ from typing import Annotated
 
 import typer
 
-from brewer_core.cli.reading import active_registry, run_config_named
+from brewer_core.cli.reading import ConfigName, Disabled, PluginFiles, Settings, active_registry, run_config_named
 
 
 def run(
-    config: Annotated[
-        str,
-        typer.Argument(help="A JSON file, or a config that ships with brewer: quickstart.", show_default=False),
-    ],
+    config: ConfigName,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/<config>-<UTC time>")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="path.to.field=value", help="Change a field of the config; repeatable."),
-    ] = None,
+    settings: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one batch, print the plan, write nothing.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    plugin: Annotated[
-        list[str] | None, typer.Option(metavar="FILE.py", help="A plugin in a single file, for this run only.")
-    ] = None,
-    disable: Annotated[
-        list[str] | None, typer.Option(help="Leave out a plugin: its distribution, or distribution:entry.")
-    ] = None,
+    plugin: PluginFiles = None,
+    disable: Disabled = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that the folder holds.")] = False,
 ) -> None:
     """Carry out a config: train, distil, evaluate, and leave the student in the run's folder."""
     from brewer_core.cli.reporting import TerminalReporter
 
-    files = tuple(Path(file) for file in plugin or [])
+    files = tuple(plugin or [])
     registry = active_registry(disable or [], files)
     parsed, stem, base_dir = run_config_named(config, settings or [], registry)
     reporter = TerminalReporter()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from brewer_core.cli.reading import active_registry
+from brewer_core.cli.reading import Disabled, PluginFiles, active_registry
 from brewer_core.errors import OutputExistsError, RequestError
 
 
@@ -17,12 +17,8 @@ def schema(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it to a file.", show_default="print it")
     ] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.py", help="A plugin in a single file, to be included.")
-    ] = None,
-    disable: Annotated[
-        list[str] | None, typer.Option(help="Leave out a plugin: its distribution, or distribution:entry.")
-    ] = None,
+    plugin: PluginFiles = None,
+    disable: Disabled = None,
 ) -> None:
     """Give the JSON Schema of run configs, so that an editor completes and checks them."""
     from brewer_core.config.schema import run_schema
