@@ -146,6 +146,8 @@ class Engine:
         self.generator = generator or numpy.random.default_rng(0)
         self.step = 0
         self.total_steps = 0
+        self._trained: list[torch.nn.Parameter] = []
+        self._group_sizes: list[int] = []
         self._window = _Window()
         self._saved_at = 0
 
@@ -282,15 +284,20 @@ class Engine:
 
     def _gradient_norm(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        held = {
-            id(p) for group in self.optimizer.param_groups for p in group["params"]
-        }  # a callback may have added some
-        trained = [p for p in self.learner.parameters() if id(p) in held]
+        self._find_trained()
         if self.settings.max_grad_norm is not None:
-            return torch.nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm)
-        gradients = [p.grad for p in trained if p.grad is not None]
+            return torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         # torch has no norm of a sparse tensor
         return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+
+    def _find_trained(self) -> None:
+        """The learner's parameters that the optimizer holds, looked up again only where a callback has added some."""
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        if sizes != self._group_sizes:
+            held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            self._trained = [p for p in self.learner.parameters() if id(p) in held]
+            self._group_sizes = sizes
 
     def _check_finite(self, recorded: Sequence[Mapping[str, _Part]], norm: Tensor) -> None:
         """Read one flag; under fp16 overflowing gradients are the scaler's business."""

@@ -158,7 +158,8 @@ def build_registry(
     active = [f for f in found if choice.takes(f)]
     skipped = tuple(Plugin(f.provenance, "disabled") for f in found if f not in active)
     plugins = sorted((*collect_plugins(load_plugins(active)), *skipped), key=_place)
-    choice.check([*found, *find_plugins(path, COMMANDS)])
+    if choice != Choice():  # the metadata of every distribution is read again for it
+        choice.check([*found, *find_plugins(path, COMMANDS)])
     registry = Registry(plugins, collect)
     for file in files:
         registry = _with_file(registry, file)
