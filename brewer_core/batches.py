@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class Filler(dict[str, Any]):
+    """A batch of a process for which no row is left, where others have some: it is run as any, and weighs nothing."""
+
+
 def move_to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device. Mappings become dicts, sequences tuples; the loader's own is not changed."""
     import torch
 
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, Filler):
+        return Filler({key: move_to_device(value, device) for key, value in batch.items()})
     if isinstance(batch, Mapping):
         return {key: move_to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
@@ -40,6 +47,34 @@ def call_model(model: nn.Module, batch: Batch, arguments: Mapping[str, Any]) -> 
 def side(batch: Batch, role: str) -> Batch:
     """The part of a batch for `teacher` or `student`, where it holds one for each; else the batch itself."""
     return batch[role] if _two_sided(batch) else batch
+
+
+def rows_named(batch: Batch) -> list[int]:
+    """The numbers of a batch's rows, where it holds them under `row`."""
+    numbers = side(batch, "student")
+    found = numbers.get("row") if isinstance(numbers, Mapping) else None
+    return [int(number) for number in found.tolist()] if found is not None else []
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many of about equal size, as far as it has rows; tensors of another length are in each of them."""
+    count = rows(batch)
+    size = max(1, math.ceil(count / parts))
+    return [_cut(batch, slice(start, start + size), count) for start in range(0, count, size)]
+
+
+def _cut(batch: Batch, span: slice, count: int) -> Batch:
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch[span] if batch.shape[:1] == (count,) else batch
+    if isinstance(batch, Filler):
+        return Filler({key: _cut(value, span, count) for key, value in batch.items()})
+    if isinstance(batch, Mapping):
+        return {key: _cut(value, span, count) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return tuple(_cut(value, span, count) for value in batch)
+    return batch
 
 
 def teacher_cache(batch: Batch) -> Any:

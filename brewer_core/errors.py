@@ -30,6 +30,10 @@ class ConfigError(RequestError):
         self.source = source
         super().__init__(self._text())
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Sequence[str], str]]:
+        """Pickle what it was made of, for another process."""
+        return type(self), (self.problems, self.source)
+
     def _text(self) -> str:
         count = len(self.problems)
         if count == 1:
@@ -77,6 +81,30 @@ class DataError(BrewerError):
 
 class NonFiniteError(BrewerError):
     """A loss or a gradient became infinite or not a number; nothing was stepped or overwritten."""
+
+
+class ProcessError(BrewerError):
+    """Processes that train together lost one of theirs, or did not find one another."""
+
+
+class Stopped(BrewerError):
+    """A training stopped because it was asked to, after it saved what it had done."""
+
+    def __init__(self, text: str, exit_status: int = 0) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[str, int]]:
+        """Pickle both, for another process."""
+        return type(self), (str(self), self.exit_status)
+
+
+class SaveError(BrewerError):
+    """The disk does not take what a run has to keep; what was written before stays as it was."""
+
+
+class MemoryFullError(BrewerError):
+    """The memory does not hold what a step needs, however small its micro-batches."""
 
 
 class OutputExistsError(RequestError):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from brewer_core.protocols import Tracker
 
 
 class Listener:
-    """Told of a training's events, in order; each method does nothing until a subclass says otherwise."""
+    """Told of a training's events, in order; each method does nothing until a subclass says otherwise.
+
+    key: the name under which a checkpoint holds its state; "" where it has none.
+    """
+
+    key: ClassVar[str] = ""
 
     def begin(self, total_steps: int) -> None:
         """Training starts."""
@@ -22,8 +28,21 @@ class Listener:
     def checkpoint(self, step: int) -> None:
         """A checkpoint is due."""
 
+    def saving(self, step: int) -> None:
+        """A checkpoint is about to be written."""
+
+    def resumed(self, step: int) -> None:
+        """Training goes on after this step, of which everything that was heard later is void; after 0, from the beginning."""
+
     def end(self) -> None:
         """Training is over, whether it finished or failed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it must know to go on: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint."""
 
 
 class TrackerListener(Listener):

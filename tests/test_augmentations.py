@@ -21,7 +21,9 @@ from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.augmenting import AugmentedText, Augmenter
 from brewer_core.run.stages import supervised_lesson
-from brewer_core.run.text import TextDataset, loader
+from brewer_core.processes import Processes
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader
+from brewer_core.run.text import TextDataset
 from brewer_core.run.tokenizers import train_tokenizer
 from fakes import plugin
 from runs import (
@@ -256,7 +258,9 @@ def passes(tokenizer):
         methods = [component("masking", p=0.3), component("short_disorder")]
         augment = Augmenter(methods, tokenizer, 32, "data.x.augmentations") if augmenter else None
         dataset = AugmentedText(rows, [augment] * len(rows), seed)
-        batches = loader(dataset, batch_size, seed=order, shuffle=True, group_by_length=True, numbered=True)
+        batches = TextLoader(
+            dataset, LengthGroupedBatches(dataset.lengths, batch_size, order), Processes(), numbered=True
+        )
         return [tokens_by_row(batches) for _ in range(count)]
 
     return make

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from brewer_core.errors import DataError, MissingExtraError, RequestError
-from brewer_core.run.text import LengthGroupedBatches, TextDataset, class_names, collate, loader
+from brewer_core.processes import Processes
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader, collate
+from brewer_core.run.text import TextDataset, class_names
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="text needs the extra hf")
@@ -214,7 +216,7 @@ def test_batches_are_padded_as_the_tokenizer_pads(dataset, tokenizer, monkeypatc
 
 
 def batches(lengths, size, seed=0, **options):
-    return LengthGroupedBatches(lengths, size, torch.Generator().manual_seed(seed), **options)
+    return LengthGroupedBatches(lengths, size, seed, **options)
 
 
 @pytest.mark.parametrize("group", [True, False])
@@ -254,7 +256,8 @@ def test_without_shuffling_the_order_of_the_rows_is_kept():
 
 def test_a_loader_draws_nothing_from_the_global_generator(dataset):
     before = torch.get_rng_state()
-    loaded = loader(dataset(), 2, seed=3, shuffle=True, group_by_length=True)
+    rows = dataset()
+    loaded = TextLoader(rows, LengthGroupedBatches(rows.lengths, 2, 3), Processes())
     passes = [[batch["row"].tolist() for batch in loaded] for _ in range(5)]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(sorted(row for batch in rows for row in batch) == [0, 1, 2] for rows in passes)

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -22,7 +22,8 @@ from brewer_core.cli.plugged import PluggedGroup
 from brewer_core.cli.running import run
 from brewer_core.cli.schemata import schema
 from brewer_core.cli.testing import run_properties
-from brewer_core.errors import BrewerError
+from brewer_core.cli.stopping import end
+from brewer_core.errors import BrewerError, Stopped
 
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
@@ -59,9 +60,12 @@ def main() -> None:
 def execute(arguments: Sequence[str], with_traceback: bool = False) -> int:
     """Carry out a command line and return its exit status."""
     warnings.showwarning = _show_warning
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, lambda number, _frame: end(number))
     try:
         status = int(app(args=list(arguments), prog_name="brewer", standalone_mode=False) or 0)
+    except Stopped as error:
+        _say(str(error))
+        return error.exit_status
     except BrewerError as error:
         return _failed(error, error.exit_status, with_traceback)
     except _ClickError as error:
@@ -123,9 +127,3 @@ def _show_warning(
 ) -> None:
     del category, filename, lineno, file, line
     _say(f"warning: {' '.join(str(message).split())}")
-
-
-def _terminated(number: int, frame: Any) -> NoReturn:
-    del number, frame
-    _say("stopped by a signal before it was done")
-    raise SystemExit(143)

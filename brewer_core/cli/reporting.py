@@ -13,7 +13,7 @@ from brewer_core.progress import ProgressBar
 from brewer_core.run.reporting import Reporter
 
 if TYPE_CHECKING:
-    from brewer_core.run.pipeline import Plan
+    from brewer_core.run.planning import Plan
 
 
 class TerminalReporter(Reporter):

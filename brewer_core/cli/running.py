@@ -23,31 +23,53 @@ def run(
     plugin: PluginFiles = None,
     disable: Disabled = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that the folder holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that the folder holds; begin it where there is none.")
+    ] = False,
+    max_time: Annotated[
+        str | None,
+        typer.Option("--max-time", metavar="TIME", help="Save and stop after this time, such as 90m or 3h."),
+    ] = None,
 ) -> None:
     """Carry out a config: train, distil, evaluate, and leave the student in the run's folder."""
+    from brewer_core.cli.durations import seconds_of
     from brewer_core.cli.reporting import TerminalReporter
+    from brewer_core.cli.stopping import stopping_gracefully
+    from brewer_core.processes import joined
+    from brewer_core.run.reporting import Reporter
+    from brewer_core.stopping import StopRequest
 
+    stop = StopRequest(seconds_of(max_time) if max_time is not None else None)
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run, and --overwrite removes it; give one of them.")
     files = tuple(plugin or [])
     registry = active_registry(disable or [], files)
     parsed, stem, base_dir = run_config_named(config, settings or [], registry)
-    reporter = TerminalReporter()
+    terminal = TerminalReporter()
     from brewer_core.run.assembly import Assembly
     from brewer_core.run.folder import RunFolder
-    from brewer_core.run.pipeline import choose_device, configured_output, default_output, plan, run_config
+    from brewer_core.run.pipeline import choose_device, choose_output, run_config
+    from brewer_core.run.planning import plan
 
-    target = Path(output or configured_output(parsed, base_dir) or default_output(stem))
-    RunFolder.check(target, overwrite)
-    if dry_run:
-        reporter.show_plan(plan(Assembly(parsed, base_dir, registry, choose_device(device))))
-        return
-    summary = run_config(
-        parsed,
-        output=target,
-        base_dir=base_dir,
-        overwrite=overwrite,
-        device=device,
-        registry=registry,
-        reporter=reporter,
-        plugin_files=files,
-    )
-    reporter.show_summary(summary, target)
+    with joined() as processes:
+        resuming = resume or parsed.resume == "auto"
+        target = processes.of_first(lambda: choose_output(parsed, base_dir, stem, output, resuming))
+        if dry_run:
+            RunFolder.check(target, overwrite or resuming)
+            terminal.show_plan(plan(Assembly(parsed, base_dir, registry, choose_device(device))))
+            return
+        with stopping_gracefully(stop):
+            summary = run_config(
+                parsed,
+                output=target,
+                base_dir=base_dir,
+                overwrite=overwrite,
+                resume=resuming,
+                device=device,
+                registry=registry,
+                reporter=terminal if processes.first else Reporter(),
+                plugin_files=files,
+                stop=stop,
+            )
+        if processes.first:
+            terminal.show_summary(summary, target)

@@ -201,16 +201,22 @@ class Optimization(Config):
     """Passes over the training rows."""
     steps: Count | None = None
     """Optimizer steps."""
-    batch_size: Count = 16
-    """Rows in one forward pass."""
+    batch_size: Count | Literal["auto"] = 16
+    """Rows in one forward pass, over all processes. `auto`: as many of a step's as the memory holds, found by halving."""
     accumulation: Count = 1
-    """Forward passes in one optimizer step."""
+    """Forward passes in one optimizer step; with batch_size `auto`, rows_per_step says how large a step is."""
+    rows_per_step: Count | None = None
+    """With batch_size `auto`: rows in one optimizer step, over all processes; 16 where absent."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning-rate schedule."""
     max_grad_norm: Positive | None = 1.0
     """Clip the gradients of all that is trained to this norm; null for no clipping."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where a loss or a gradient is not finite: stop before the step, or leave the step out with a warning."""
+    nonfinite_limit: Count = 10
+    """With on_nonfinite `skip`: how many steps of the stage may be left out before it stops all the same."""
     loss_normalization: LossNormalization = "step"
     """`step`: mean over the items of the whole optimizer step. `micro_batch`: mean of the micro-batches' means."""
     group_by_length: Bool = True
@@ -218,11 +224,31 @@ class Optimization(Config):
     log_every_steps: Count = 10
     """Optimizer steps from log line to log line."""
     checkpoint_every_steps: Count | None = None
-    """Optimizer steps from checkpoint to checkpoint; null for one at the end."""
+    """Optimizer steps from checkpoint to checkpoint, each evaluated and kept; null for none but what save_every_minutes asks for."""
+    save_every_minutes: Positive | None = 10.0
+    """Minutes after which the state is saved once more, so that a run that is killed loses no more; null for never."""
     keep_last: Count = 1
     """How many of the latest checkpoints to keep."""
     keep_best: Bool = True
     """Keep the checkpoint that `evaluation.best` names beside the latest ones."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.batch_size == "auto" and self.accumulation > 1:
+            raise ValueError("accumulation: batch_size is \"auto\", which finds it; give rows_per_step in its place")
+        if self.batch_size != "auto" and self.rows_per_step is not None:
+            raise ValueError("rows_per_step: goes with batch_size \"auto\"; a step has batch_size x accumulation rows else")
+        return self
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows in one forward pass, as long as the memory holds them."""
+        return (self.rows_per_step or 16) if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def step_rows(self) -> int:
+        """Rows in one optimizer step."""
+        return self.micro_batch_rows * self.accumulation
 
 
 class SupervisedStage(Config):
@@ -361,6 +387,10 @@ class RunConfig(Config):
     """`labels_only`: the last stage's student trained on the labels alone, for as many steps."""
     evaluation: Evaluation
     """How models are evaluated."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto`: go on with the run that the folder holds, if it holds an unfinished one; the option `--resume` says the same."""
+    shard: tuple[Literal["student", "teachers"], ...] = ()
+    """What is split over the processes, by torch's FSDP2, where a copy is too large for each."""
     trackers: tuple[Annotated[ComponentRef, OfKind("tracker")], ...] = (ComponentRef("tracker", "tensorboard"),)
     """Where figures go beside `metrics.jsonl`."""
 

@@ -58,8 +58,16 @@ class TrainingConfig(PositionalConfig):
     """Optimizer steps from log line to log line."""
     keep_last: Count = 1
     """How many full checkpoints to keep; every `gs{N}.pkl` is kept."""
+    resume: Bool = False
+    """Go on from the newest full checkpoint in `output_dir`, to the same end; begin where there is none."""
 
-    _keyword_only: ClassVar[tuple[str, ...]] = ("loss_normalization", "precision", "log_every_steps", "keep_last")
+    _keyword_only: ClassVar[tuple[str, ...]] = (
+        "loss_normalization",
+        "precision",
+        "log_every_steps",
+        "keep_last",
+        "resume",
+    )
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import bind_ref
+from brewer_core.processes import join, launched, local_rank
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 from brewer_core.registry import Registry
@@ -67,6 +67,9 @@ class Door:
         arguments: for every call of the models.
         """
         request.checked()
+        processes = join()
+        if processes.several:
+            request.check_sharded()
         learner = Learner(
             lesson.student,
             lesson.adaptor,
@@ -78,8 +81,11 @@ class Door:
         )
         teachers = {each.name: self._teacher(each, lesson, learner, arguments) for each in lesson.teachers}
         output = Path(self.config.output_dir)
-        listeners: list[Listener] = [ProgressBar("training"), *self._trackers()]
-        listeners.append(_SavesStudent(learner.student, output, request.callback))
+        listeners: list[Listener] = []
+        if processes.first:
+            listeners += [ProgressBar("training"), *self._trackers()]
+            listeners.append(_SavesStudent(learner.student, output, request.callback))
+        checkpoints = Checkpoints(output / "checkpoints", self.config.keep_last)
         engine = Engine(
             learner,
             request.optimizer,
@@ -88,10 +94,15 @@ class Door:
             schedule=request.schedule,
             settings=self._settings(request),
             listeners=listeners,
-            checkpoints=Checkpoints(output / "checkpoints", self.config.keep_last),
+            checkpoints=checkpoints,
             generator=GlobalDraws(),
+            processes=processes,
         )
-        engine.train(request.dataloader, request.duration())
+        state = processes.of_first(checkpoints.newest) if self.config.resume else None
+        if state is not None:
+            engine.load_state_dict(state)
+        with processes.noticing_loss():
+            engine.train(request.dataloader, request.duration())
 
     def _teacher(self, taught_by: TaughtBy, lesson: Lesson, learner: Learner, arguments: Mapping[str, Any]) -> Teacher:
         teacher = LiveTeacher(
@@ -163,7 +174,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `cuda` without a GPU is the CPU, with a warning. Raises RequestError for no such device."""
+    """The device of a name; `cuda` without a GPU is the CPU, with a warning, and under torchrun the process's own GPU.
+
+    Raises RequestError for no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -171,7 +185,7 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         warn(f"device {name!r} is not available here; training on the CPU.")
         return torch.device("cpu")
-    return device
+    return torch.device("cuda", local_rank()) if name == "cuda" and launched() else device
 
 
 def _tag(name: str) -> str:
@@ -184,10 +198,6 @@ def _warn_of_ignored(config: TrainingConfig) -> None:
         warn("data_parallel is ignored: start one process for each device with torchrun in its place.")
     if config.fp16_opt_level != "O1":
         warn(f"fp16_opt_level={config.fp16_opt_level!r} is ignored: torch.amp has one level.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError(
-            "this version trains in one process, and WORLD_SIZE is above 1; start the script without torchrun."
-        )
 
 
 def warn(text: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.utils.data.distributed import DistributedSampler
 
 from brewer_core.engine import Duration
 from brewer_core.errors import RequestError
@@ -17,7 +18,10 @@ Postprocessor: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `train` was called with. tasks: those that have a teacher, where there is a loader for each task."""
+    """What `train` was called with. tasks: those that have a teacher, where there is a loader for each task.
+
+    sharded: on several processes, each one's loader has rows of its own.
+    """
 
     optimizer: torch.optim.Optimizer
     dataloader: Any
@@ -30,6 +34,17 @@ class TrainRequest:
     callback: Callback | None
     batch_postprocessor: Postprocessor | Mapping[str, Postprocessor] | None
     tasks: tuple[str, ...] | None = None
+    sharded: bool = False
+
+    def check_sharded(self) -> None:
+        """Raises RequestError for a loader that gives several processes the same rows, as far as can be seen."""
+        loaders = self.dataloader.values() if isinstance(self.dataloader, Mapping) else [self.dataloader]
+        if self.sharded or all(_shards(loader) for loader in loaders):
+            return
+        raise RequestError(
+            "train: each process would train on all rows of its loader; give the DataLoader a DistributedSampler, or pass "
+            "sharded=True where each process's loader has rows of its own."
+        )
 
     def checked(self) -> TrainRequest:
         """The same request. Raises RequestError where it cannot be meant."""
@@ -100,6 +115,11 @@ def _of_task(given: Any, task: str) -> Any:
         return given[task]  # and not `get`: a defaultdict makes one
     except KeyError:
         return None
+
+
+def _shards(loader: Any) -> bool:
+    samplers = [getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
+    return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
 
 
 def _is_loader(given: Any) -> bool:

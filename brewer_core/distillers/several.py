@@ -131,6 +131,8 @@ class MultiTaskDistiller(GeneralDistiller):
         tau: float = 1,
         callback: Callback | None = None,
         batch_postprocessors: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        sharded: bool = False,
         **args: Any,
     ) -> None:
         """Distil the teachers into the student, task by task as they are drawn.
@@ -156,6 +158,7 @@ class MultiTaskDistiller(GeneralDistiller):
             callback,
             batch_postprocessors,
             tasks=tuple(self.model_T),
+            sharded=sharded,
         )
         self._strategy = self._door.strategy({"name": "multi_task", "tau": plain_number(tau)})
         self._door.build(self._strategy, self._infos())

@@ -86,6 +86,8 @@ class Trains(ABC):
         num_steps: int | None = None,
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
+        *,
+        sharded: bool = False,
         **args: Any,
     ) -> None:
         """Train the model, or distil its teachers into the student.
@@ -98,6 +100,8 @@ class Trains(ABC):
         max_grad_norm: clip the gradients of all that is trained to this norm; not above 0 means no clipping.
         callback: called as `callback(model=model, step=global_step)` after each checkpoint.
         batch_postprocessor: applied to every batch.
+        sharded: under torchrun, says that the loader of each process has rows of its own; a DataLoader with a
+        DistributedSampler has, and anything else is refused without it. The callback is called in the first process.
         **args: passed to every call of the models.
 
         Raises RequestError for a call that cannot be meant, DataError where the loader gives too little, NonFiniteError
@@ -114,5 +118,6 @@ class Trains(ABC):
             num_steps,
             callback,
             batch_postprocessor,
+            sharded=sharded,
         )
         self._door.train(self._lesson(), request, args)

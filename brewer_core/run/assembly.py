@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
 from brewer_core.components import Method
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
 from brewer_core.config.run import DataConfig, Optimization
+from brewer_core.engine import numbered
 from brewer_core.errors import BrewerError, ConfigError, DataError
 from brewer_core.objective import bind_ref
+from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, Task
+from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader
 from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage
-from brewer_core.run.text import TextDataset, check_column, class_names, loader, text_columns
+from brewer_core.run.text import TextDataset, check_column, class_names, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
@@ -52,12 +56,20 @@ class JoinedText(ConcatDataset[Any]):
 class Assembly:
     """The parts of one run, each made when it is first needed.
 
-    base_dir: what relative paths in the config are relative to. Every method raises a BrewerError where data or models
+    base_dir: what relative paths in the config are relative to. processes: those that share the run. Every method raises a BrewerError where data or models
     are not as the config says.
     """
 
-    def __init__(self, config: RunConfig, base_dir: Path, registry: Registry, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        base_dir: Path,
+        registry: Registry,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
         self.config = config
+        self.processes = processes or Processes()
         self.base_dir = base_dir
         self.registry = registry
         self.device = device
@@ -183,21 +195,20 @@ class Assembly:
         parts = [self._dataset(*use) for use in uses]
         return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
-    def training_loader(self, dataset: JoinedText, training: Optimization, purpose: str) -> DataLoader[Any]:
+    def training_loader(self, dataset: JoinedText, training: Optimization, purpose: str) -> TextLoader:
         """Shuffled batches of rows to train on, augmented anew in every pass where the config says so."""
         augmented = any(dataset.augmenters)
         rows: Any = dataset
         if augmented:
             rows = AugmentedText(dataset, dataset.augmenters, self.seed("augment", purpose))
-        seed = self.seed("batches", purpose)
-        return loader(
-            rows,
-            training.batch_size,
-            seed=seed,
-            shuffle=True,
-            group_by_length=training.group_by_length,
-            numbered=augmented,
+        batches = LengthGroupedBatches(
+            dataset.lengths,
+            training.micro_batch_rows,
+            self.seed("batches", purpose),
+            group=training.group_by_length,
+            step_rows=training.step_rows,
         )
+        return TextLoader(rows, batches, self.processes, numbered=augmented)
 
     def evaluated_on(self, use: str) -> dict[str, tuple[str, str]]:
         """The data that models are evaluated on by task, `data` or `test`, each with its place in the config."""
@@ -209,7 +220,7 @@ class Assembly:
                 found[task_of(self.config, ref)] = (ref, path)
         return {task: found[task] for task in self.config.tasks_by_name if task in found}
 
-    def evaluation_loader(self, use: str, task: str = "") -> DataLoader[Any]:
+    def evaluation_loader(self, use: str, task: str = "") -> TextLoader:
         """The rows of a task that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
         ref, path = self.evaluated_on(use)[task]
         name, split = self._split(ref, use, path)
@@ -218,7 +229,21 @@ class Assembly:
             raise DataError(
                 f"data.{name}: row {dataset.labels.index(-100) + 1} of {split} has no label; evaluation needs one in each row."
             )
-        return loader(dataset, self.config.evaluation.batch_size, seed=0, shuffle=False, group_by_length=True)
+        batches = LengthGroupedBatches(dataset.lengths, self.config.evaluation.batch_size, 0, shuffle=False)
+        return TextLoader(dataset, batches, self.processes)
+
+    def splits_read(self) -> list[tuple[str, str]]:
+        """The name and the split of all data that is trained or evaluated on, as far as it was read."""
+        return sorted({(name, split) for name, split, _ in self._datasets})
+
+    def named_rows(self, numbers: Sequence[int]) -> str:
+        """Rows by the data that they are of, counted from 1 in it."""
+        found: dict[str, list[int]] = {}
+        for number in numbers:
+            for (name, split, _), rows in self._datasets.items():
+                if rows.first_row <= number < rows.first_row + len(rows):
+                    found.setdefault(f"{name}.{split}", []).append(number - rows.first_row + 1)
+        return "; ".join(f"data.{where} {numbered(sorted(own))}" for where, own in found.items())
 
     def _fitting(self, name: str, loaded: LoadedModel) -> LoadedModel:
         wanted, longest = self.config.tokenizer.max_length, loaded.max_length
@@ -322,7 +347,8 @@ class Assembly:
     def _build(self, name: str, teacher: LoadedModel | None, tokenizer: Any) -> LoadedModel:
         build, task = self.bind(self.config.models[name]), self.task_of_model(name)
         try:
-            built = build(
+            with seeded(self.seed("model", name), self.device):  # whatever it draws from, and whenever it is built
+                built = build(
                 role="teacher" if name in self.teacher_names else "student",
                 task=task,
                 teacher=teacher,

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from brewer_core.components import Method
 from brewer_core.errors import BrewerError, DataError
-from brewer_core.run.text import Item, Tokenized
+from brewer_core.run.loading import Tokenized
+from brewer_core.run.text import Item
 
 Token: TypeAlias = tuple[int, int]
 """A token's number in the vocabulary, and its type."""

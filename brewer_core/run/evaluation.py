@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from brewer_core.batches import call_model, move_to_device
+from brewer_core.batches import Filler, call_model, move_to_device
 from brewer_core.components import Method
 from brewer_core.config.run import Best
 from brewer_core.config.taskrefs import MEAN
@@ -18,8 +17,13 @@ from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.listeners import Listener
 from brewer_core.precision import autocast
+from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Task
+from brewer_core.run.loading import TextLoader
 from brewer_core.teachers import evaluating
+
+
+_WEIGHTS = "weights."
 
 
 class Evaluator:
@@ -30,12 +34,13 @@ class Evaluator:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: TextLoader,
         metrics: Mapping[str, Method],
         task: Task,
         device: torch.device,
         precision: str,
         model_inputs: Callable[[Batch], Batch],
+        processes: Processes | None = None,
     ) -> None:
         self.loader = loader
         self.metrics = metrics
@@ -43,10 +48,12 @@ class Evaluator:
         self.device = device
         self.precision = precision
         self.model_inputs = model_inputs
+        self.processes = processes or Processes()
 
     def __call__(self, model: nn.Module, adaptor: Callable[..., Any]) -> dict[str, float]:
         """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
-        return self.measure(*self._predict(model, adaptor))
+        predictions, references = self._predict(model, adaptor)
+        return self.processes.of_first(lambda: self.measure(predictions, references))
 
     def same_rows(self, other: Evaluator) -> bool:
         """Whether another evaluator measures on the very same rows."""
@@ -71,17 +78,20 @@ class Evaluator:
         return len(self.loader.dataset)  # type: ignore[arg-type]  # a data set of rows has a length
 
     def _predict(self, model: nn.Module, adaptor: Callable[..., Any]) -> tuple[list[int], list[int]]:
-        predicted: list[Tensor] = []
-        labels: list[Tensor] = []
+        """What is predicted for each row and what is right, in the order of the rows, each of which some process has."""
+        own: list[Tensor] = []
         with evaluating(model), torch.no_grad():
             for batch in self.loader:
                 moved = move_to_device(batch, self.device)
                 with autocast(self.precision, self.device):
                     outputs = call_model(model, self.model_inputs(moved), {})
-                features = Features.of(adaptor(moved, outputs))
-                predicted.append(features["logits"][0].argmax(-1).cpu())
-                labels.append(moved["labels"].cpu())
-        return torch.cat(predicted).tolist(), torch.cat(labels).tolist()
+                predicted = Features.of(adaptor(moved, outputs))["logits"][0].argmax(-1)
+                if not isinstance(batch, Filler):  # which has its row from another process
+                    own.append(torch.stack([moved["row"], predicted, moved["labels"]], 1).cpu())
+        everyone = self.processes.gathered(torch.cat(own) if own else torch.empty(0, 3, dtype=torch.long))
+        rows = torch.cat(everyone)
+        _, predictions, references = rows[rows[:, 0].argsort()].unbind(1)
+        return predictions.tolist(), references.tolist()
 
 
 class TaskEvaluators:
@@ -136,6 +146,8 @@ class EvaluationListener(Listener):
     keep: told the step of a checkpoint that is the best so far.
     """
 
+    key: ClassVar[str] = "evaluation"
+
     def __init__(
         self,
         evaluate: Callable[[], dict[str, float]],
@@ -169,6 +181,20 @@ class EvaluationListener(Listener):
         self._evaluate(step)
         if self.keep and self.best_step == step:
             self.keep(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, with its weights."""
+        weights = {f"{_WEIGHTS}{name}": tensor for name, tensor in self._best_weights.items()}
+        kept = {"kept": dict(self.kept), "seconds": self.seconds, "evaluated": self._evaluated}
+        return {"best_step": self.best_step, "best_value": self._best_value, **kept, **weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the best of a checkpoint."""
+        self.best_step, self._best_value, self.kept = state["best_step"], state["best_value"], state["kept"]
+        self.seconds, self._evaluated = state["seconds"], state["evaluated"]
+        self._best_weights = {
+            name.removeprefix(_WEIGHTS): tensor for name, tensor in state.items() if name.startswith(_WEIGHTS)
+        }
 
     def restore_best(self) -> None:
         """Put the best weights back into the model."""

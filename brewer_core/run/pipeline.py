@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,45 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brewer_core.batches import move_to_device
-from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage, load_run_config
-from brewer_core.config.run import TeacherRef
-from brewer_core.errors import BrewerError, ConfigError, RequestError
+from brewer_core.checkpoints import Checkpoints
+from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
+from brewer_core.errors import RequestError, SaveError, Stopped
+from brewer_core.files import folder_written_whole
 from brewer_core.plugins import default_registry
-from brewer_core.precision import check_precision
-from brewer_core.protocols import LoadedModel, Step
+from brewer_core.processes import Processes, local_rank
+from brewer_core.protocols import LoadedModel
+from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
-from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, attempt, model_inputs
-from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
-from brewer_core.run.folder import RunFolder
+from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly
+from brewer_core.run.folder import RunFolder, UnwrittenFolder, holds_run, latest_run
 from brewer_core.run.manifest import made_with, manifest, now
-from brewer_core.run.optimization import make_optimizer
+from brewer_core.run.planning import count_parameters, evaluators_for, plan, teacher_models
 from brewer_core.run.reporting import Reporter
-from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, seeded, supervised_lesson, train
+from brewer_core.run.resuming import check_same_config, check_same_data, check_same_plugin_files, fingerprints, hashes
+from brewer_core.run.stages import (
+    DEFAULT_ADAPTOR,
+    Lesson,
+    Outcome,
+    Session,
+    distill_lesson,
+    supervised_lesson,
+    train,
+)
 from brewer_core.run.tasks import tasks_of_model, trained_model
-from brewer_core.teachers import evaluating
+from brewer_core.stopping import StopRequest
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, found out by building all of it and trying one batch of each task in each stage.
-
-    The task of a run of one bears the name "".
-    """
-
-    stages: tuple[tuple[str, str, int], ...]
-    """Name, model and optimizer steps of each stage."""
-    rows: Mapping[str, Mapping[str, int]]
-    """Rows that are evaluated on, by task and use."""
-    classes: Mapping[str, tuple[str, ...]]
-    """Names of the classes by task."""
-    teachers: Mapping[str, tuple[str, ...]]
-    """Names of the teachers by task."""
-    parameters: Mapping[str, int]
-    """Parameters by model."""
-    terms: Mapping[str, Mapping[str, float]]
-    """Terms of each stage with their values on one batch."""
+_FINISHED = "finished"
 
 
 def run_config(
@@ -62,18 +52,24 @@ def run_config(
     output: Path | str | None = None,
     base_dir: Path | str | None = None,
     overwrite: bool = False,
+    resume: bool | None = None,
     device: str = "auto",
     registry: Registry | None = None,
     reporter: Reporter | None = None,
     plugin_files: tuple[Path, ...] = (),
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Carry out a run and return its summary, as it stands in `summary.json`.
 
     config: a RunConfig, or the path of a JSON file. output: the run's folder. base_dir: what relative paths in the config
     are relative to; the file's folder, or the current one. device: `auto` takes a GPU where there is one.
-    plugin_files: single-file plugins in the registry, copied into the run's folder.
+    resume: go on with the run that the folder holds, to the end that it would have had; begin it where there is none. As
+    the config says where None.
+    plugin_files: single-file plugins in the registry, copied into the run's folder. stop: asks the run to save and stop.
 
-    Raises ConfigError with every problem before anything is written, OutputExistsError where the folder is in use.
+    Where torch.distributed connects several processes, all of them call it; the first one writes.
+    Raises ConfigError with every problem before anything is written, and where a run is taken up with another config, other
+    data or other plugin files; OutputExistsError where the folder is in use; Stopped where it was asked to stop.
     """
     registry = registry or default_registry()
     if not isinstance(config, RunConfig):
@@ -82,122 +78,205 @@ def run_config(
         config = load_run_config(path, registry=registry)
     else:
         stem = "run"
-    base_dir = Path(base_dir or ".")
-    target = Path(output or configured_output(config, base_dir) or default_output(stem))
-    RunFolder.check(target, overwrite)
-    assembly = Assembly(config, base_dir, registry, choose_device(device))
-    reporter = reporter or Reporter()
-    reporter.say("checking data and models")
-    with seeded(assembly.seed("run"), assembly.device):  # also for what a plugin draws from the global generators
-        plan(assembly)
-        with RunFolder.open(target, overwrite) as folder:
-            return _Run(assembly, folder, reporter, plugin_files).carry_out()
+    base_dir, processes = Path(base_dir or "."), Processes.current()
+    resume = config.resume == "auto" if resume is None else resume
+    target = processes.of_first(lambda: choose_output(config, base_dir, stem, output, resume))
+    resuming = processes.of_first(lambda: resume and holds_run(target))
+    if not resuming:
+        processes.of_first(lambda: RunFolder.check(target, overwrite))
+    assembly = Assembly(config, base_dir, registry, choose_device(device), processes)
+    run = _Run(assembly, target, reporter or Reporter(), plugin_files, stop or StopRequest(), resuming)
+    with processes.noticing_loss():
+        return run.carry_out(overwrite)
 
 
-def plan(assembly: Assembly) -> Plan:
-    """Build every part and try one batch of each task in each stage, without training.
-
-    Raises ConfigError with every problem of data and models.
-    """
-    check_precision(assembly.config.precision, assembly.device)
-    problems: list[str] = []
-    tasks = {name: attempt(problems, assembly.task, name) for name in assembly.config.tasks_by_name}
-    if problems or attempt(problems, getattr, assembly, "tokenizer") is None:
-        raise ConfigError(problems, "config")
-    models = {name: attempt(problems, assembly.model, name) for name in assembly.config.models}
-    for i, stage in enumerate(assembly.config.stages):
-        attempt(problems, assembly.training_sets, stage, f"stages[{i}]", isinstance(stage, SupervisedStage))
-    if assembly.config.baselines:
-        last = len(assembly.config.stages) - 1
-        attempt(problems, assembly.training_sets, assembly.config.stages[last], f"stages[{last}]", True)
-    evaluators = {use: _try_evaluators(problems, assembly, use) for use in ("data", "test")}
-    if problems:  # a batch is tried only of what could be built
-        raise ConfigError(list(dict.fromkeys(problems)), "config")
-    tried = {stage.name: attempt(problems, _try_stage, assembly, i) for i, stage in enumerate(assembly.config.stages)}
-    attempt(problems, _check_best, assembly, evaluators["data"])
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)), "config")
-    rows = {use: evaluator.rows for use, evaluator in evaluators.items()}
-    return Plan(
-        stages=tuple((stage.name, trained_model(stage), tried[stage.name][0]) for stage in assembly.config.stages),
-        rows={task: {use: count[task] for use, count in rows.items() if task in count} for task in tasks},
-        classes={name: task.labels for name, task in tasks.items()},
-        teachers={task: _teachers_of(assembly.config, task) for task in tasks},
-        parameters={name: count_parameters(model) for name, model in models.items()},
-        terms={name: terms for name, (_, terms) in tried.items()},
-    )
+def choose_output(config: RunConfig, base_dir: Path, stem: str, output: Path | str | None, resume: bool) -> Path:
+    """The folder of a run: the one that is asked for, else the config's; else the latest that may go on, or a new one."""
+    given = Path(output) if output else configured_output(config, base_dir)
+    return given or (latest_run(Path("runs"), stem) if resume else None) or default_output(stem)
 
 
 class _Run:
     """One run under way."""
 
     def __init__(
-        self, assembly: Assembly, folder: RunFolder, reporter: Reporter, plugin_files: tuple[Path, ...]
+        self,
+        assembly: Assembly,
+        target: Path,
+        reporter: Reporter,
+        plugin_files: tuple[Path, ...],
+        stop: StopRequest,
+        resuming: bool,
     ) -> None:
         self.assembly = assembly
         self.config = assembly.config
-        self.folder = folder
+        self.processes = assembly.processes
+        self.folder: RunFolder = UnwrittenFolder(target)  # until it is opened
         self.reporter = reporter
+        self.plugin_files = plugin_files
+        self.stop = stop
+        self.resuming = resuming
         self.outcomes: dict[str, Outcome] = {}
         self._first_weights: dict[str, Tensor] = {}  # of the latest distillation's student, for its baselines
-        files = _copy_plugins(plugin_files, folder)
-        self.manifest = manifest(self.config, assembly.registry, assembly.device, files)
-        self.during = _evaluators(assembly, "data")
-        self.final = _evaluators(assembly, "test")
+        self.manifest: dict[str, Any] = {}
 
-    def carry_out(self) -> dict[str, Any]:
+    def carry_out(self, overwrite: bool = False) -> dict[str, Any]:
         """Every stage, every baseline, the final figures."""
         started = time.perf_counter()
+        if self.resuming:
+            self.manifest = self.processes.of_first(self._begun)
+            if self.manifest["status"] == "finished":
+                self.reporter.say(f"the run in {self.folder.path} is finished already")
+                return self.processes.of_first(lambda: self.folder.read_json(names.SUMMARY))
+        self.reporter.say("checking data and models")
+        # seeded also for what a plugin draws from the global generators
+        with seeded(self.assembly.seed("run"), self.assembly.device):
+            plan(self.assembly)
+            with self._opened(overwrite), self._recorded():
+                self.during, self.final = (evaluators_for(self.assembly, use) for use in ("data", "test"))
+                self.session = Session(self.folder, self.during, self.reporter, self.stop, self.resuming)
+                for i, _ in enumerate(self.config.stages):
+                    self._stage(i)
+                summary = self._summary(started)
+                self._once(lambda: self._finish(summary))
+        return summary
+
+    @contextmanager
+    def _opened(self, overwrite: bool) -> Iterator[None]:
+        """The run's folder, which the first process alone opens and writes."""
+        data = fingerprints(self.assembly)
+        if self.resuming:
+            check_same_data(self.folder.path, self.manifest["data"], data)
+        opened = [self.folder]
+
+        def open_it() -> None:
+            path = self.folder.path
+            opened.append(RunFolder.reopen(path) if self.resuming else RunFolder.open(path, overwrite))
+
+        self.processes.of_first(open_it)
+        with opened[-1] as self.folder:
+            self._begin(data)
+            yield
+
+    def _begun(self) -> dict[str, Any]:
+        """The manifest of the run that goes on. Raises ConfigError where it was begun with another config or plugin file."""
+        check_same_config(self.folder.path, self.folder.read_json(names.CONFIG), _resolved(self.assembly))
+        then: dict[str, Any] = self.folder.read_json(names.MANIFEST)
+        check_same_plugin_files(self.folder.path, then["plugin_files"], hashes(self.plugin_files))
+        return then
+
+    def _begin(self, data: Mapping[str, Any]) -> None:
+        if self.resuming:
+            self.manifest["resumed"] = [*self.manifest["resumed"], now()]
+            return
+        self.manifest = manifest(self.config, self.assembly.registry, self.assembly.device, hashes(self.plugin_files))
+        self.manifest |= {"processes": self.processes.count, "data": data, "resumed": []}
+        self._once(self._write_beginning)
+
+    def _write_beginning(self) -> None:
+        """What the run is made of. The manifest comes last, for a folder with one can go on."""
+        for file in self.plugin_files:
+            target = self.folder.path / names.PLUGINS / file.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+        self.folder.write_json(names.CONFIG, _resolved(self.assembly))
+        self.folder.write_json(names.MANIFEST, self.manifest)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """The manifest says how the run goes, and how what is inside ended."""
         status = "failed"
         try:
             self._write_manifest("running")
-            self.folder.write_json(names.CONFIG, _resolved(self.assembly))
-            for i, _ in enumerate(self.config.stages):
-                self._stage(i)
-            summary = self._summary(started)
-            self.folder.write_json(names.SUMMARY, summary)
+            yield
             status = "finished"
-            return summary
+        except Stopped as error:
+            status = "stopped"
+            raise Stopped(f"{error}; go on with --resume --output {self.folder.path}", error.exit_status) from error
         except (KeyboardInterrupt, SystemExit):
             status = "stopped"
             raise
         finally:
-            self._write_manifest(status)
+            with contextlib.suppress(*((OSError, SaveError) if status != "finished" else ())):  # a full disk, say
+                self._write_manifest(status)
+
+    def _write_manifest(self, status: str) -> None:
+        finished = None if status == "running" else now()
+        self.manifest |= {"status": status, "finished": finished}
+        self.folder.write_json(names.MANIFEST, self.manifest)
+
+    def _once(self, write: Callable[[], None]) -> None:
+        """Let the first process write, and the others wait. Raises SaveError in all of them where that fails."""
+
+        def writing() -> None:
+            try:
+                write()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise SaveError(
+                    f"{self.folder.path} cannot be written: {reason}; what was written before is kept. Mend that, and go on with --resume."
+                ) from error
+
+        self.processes.of_first(writing)
 
     def _stage(self, position: int) -> None:
         stage, path = self.config.stages[position], f"stages[{position}]"
-        name = trained_model(stage)
+        name, folder = trained_model(stage), self.folder.stage(stage.name)
         model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
         if isinstance(stage, DistillStage):
             self._first_weights = _copy(model)
-            lesson = distill_lesson(self.assembly, stage, path, model)
-        else:
-            lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
+        outcome = self._finished(folder, model)
+        if outcome is None:
+            if isinstance(stage, DistillStage):
+                lesson = distill_lesson(self.assembly, stage, path, model)
+            else:
+                lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
+            outcome = self._train(lesson, folder, stage.name, model)
         self.assembly.replace_model(name, model)
-        folder = self.folder.stage(stage.name)
-        self.outcomes[name] = self._train(lesson, folder, stage.name, model)
+        self.outcomes[name] = outcome
+
+    def _finished(self, folder: Path, model: LoadedModel) -> Outcome | None:
+        """How a training ended that is not to be repeated, with the model as it left it; None where it is to be done."""
+        done = Checkpoints(folder / _FINISHED)
+        state = self.processes.of_first(done.newest) if self.resuming else None
+        if state is None:
+            return None
+        model.model.load_state_dict(state["model"])
+        return Outcome(**state["outcome"])
 
     def _train(self, lesson: Lesson, folder: Path, tracking: str, model: LoadedModel) -> Outcome:
         self.reporter.say(f"{tracking}: {lesson.total_steps} steps")
-        outcome = train(self.assembly, lesson, folder, tracking, self.folder, self.during, self.reporter)
-        _save(model, folder / "model")
+        outcome = train(self.assembly, lesson, folder, tracking, self.session)
+        self._once(lambda: self._keep(folder, model, outcome))
         return outcome
+
+    def _keep(self, folder: Path, model: LoadedModel, outcome: Outcome) -> None:
+        """Write a model that is trained, for its own library; and until the run is finished, for going on after it."""
+        with folder_written_whole(folder / "model") as draft:
+            model.save(draft)
+        state = {"model": model.model.state_dict(), "outcome": asdict(outcome)}
+        Checkpoints(folder / _FINISHED).save(outcome.steps, state)
+
+    def _finish(self, summary: Mapping[str, Any]) -> None:
+        self.folder.write_json(names.SUMMARY, summary)
+        for record in self.folder.path.glob(f"*/*/{_FINISHED}"):
+            shutil.rmtree(record)
 
     def _baselines(self, last: DistillStage, path: str) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for name in self.config.baselines:
             model = self.assembly.fresh_model(last.student)
             model.model.load_state_dict(self._first_weights)
-            tracking = f"{names.BASELINES}/{name}"
+            tracking, folder = f"{names.BASELINES}/{name}", self.folder.baseline(name)
             steps = self.outcomes[last.student].steps
             lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
-            outcome = self._train(lesson, self.folder.baseline(name), tracking, model)
+            outcome = self._finished(folder, model) or self._train(lesson, folder, tracking, model)
             figures[name] = self._figures(last.student, model, outcome, lesson.adaptors)
         return figures
 
     def _summary(self, started: float) -> dict[str, Any]:
         position, last = len(self.config.stages) - 1, self.config.stages[-1]
-        _publish(self.folder, last.name)
+        self._once(lambda: _publish(self.folder, last.name))
         student = trained_model(last)
         baselines = self._baselines(last, f"stages[{position}]") if isinstance(last, DistillStage) else {}
         teachers = self._teachers(last) if isinstance(last, DistillStage) else {}
@@ -223,7 +302,7 @@ class _Run:
 
     def _teachers(self, last: DistillStage) -> dict[str, Any]:
         """The figures of each teacher of the last stage, by the name of its model."""
-        return {name: self._final(name, self._adaptors_of(name, last)) for name in _models(last.teachers)}
+        return {name: self._final(name, self._adaptors_of(name, last)) for name in teacher_models(last.teachers)}
 
     def _adaptors_of(self, teacher: str, last: DistillStage) -> dict[str, ComponentRef]:
         """Which adaptor a teacher has for each of its tasks, also for those that it does not teach in the last stage."""
@@ -251,44 +330,16 @@ class _Run:
             "seconds": round(outcome.seconds, 2),
         }
 
-    def _write_manifest(self, status: str) -> None:
-        finished = None if status == "running" else now()
-        self.manifest |= {"status": status, "finished": finished}
-        self.folder.write_json(names.MANIFEST, self.manifest)
-
-
-def _models(teachers: Iterable[TeacherRef]) -> list[str]:
-    """The names of the teachers' models, each once."""
-    return list(dict.fromkeys(teacher.model for teacher in teachers))
-
-
-def _teachers_of(config: RunConfig, task: str) -> tuple[str, ...]:
-    """The models that teach a task in any stage."""
-    stages = [stage for stage in config.stages if isinstance(stage, DistillStage)]
-    return tuple(_models(ref for stage in stages for ref in stage.teachers if (ref.task or "") == task))
-
-
-def _check_best(assembly: Assembly, evaluators: TaskEvaluators) -> None:
-    """Raises ConfigError where the best checkpoint is to be chosen by a figure that no metric gives."""
-    best = assembly.config.evaluation.best
-    if best is not None:
-        check_best(best, evaluators.known())
-
 
 def _student_adaptor(config: RunConfig) -> ComponentRef:
     last = config.stages[-1]
     return last.adaptors.student if isinstance(last, DistillStage) else DEFAULT_ADAPTOR
 
 
-def count_parameters(model: LoadedModel) -> int:
-    """The number of a model's parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.model.parameters())
-
-
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is a GPU where there is one. Raises RequestError for one that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -307,74 +358,6 @@ def configured_output(config: RunConfig, base_dir: Path) -> Path | None:
 def default_output(stem: str) -> Path:
     """`runs/<stem>-<UTC time>`."""
     return Path("runs") / f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
-
-
-def stage_lesson(assembly: Assembly, position: int) -> Lesson:
-    """What the stage at a position trains, with the models as they are now."""
-    stage, path = assembly.config.stages[position], f"stages[{position}]"
-    if isinstance(stage, DistillStage):
-        return distill_lesson(assembly, stage, path, assembly.model(stage.student))
-    return supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
-
-
-def first_batches(lesson: Lesson, device: torch.device) -> dict[str, Any]:
-    """The first batch of each task, as the strategy prepares it."""
-    loaders = lesson.loader if isinstance(lesson.loader, Mapping) else {"": lesson.loader}
-    batches = {task: move_to_device(next(iter(loader)), device) for task, loader in loaders.items()}
-    learner = lesson.learner
-    with torch.no_grad():
-        return {task: learner.strategy.prepare(task, batch, learner.student) for task, batch in batches.items()}
-
-
-def try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
-    """The unweighted terms of a batch, at the start of the stage."""
-    learner = lesson.learner
-    asked = learner.strategy.teachers_for(task, tuple(lesson.teachers))
-    answers = {name: lesson.teachers[name].features(batch, learner.needs.teacher(name)) for name in asked}
-    losses: Mapping[str, Tensor] = learner(task, batch, answers, Step(0, lesson.total_steps))
-    return losses
-
-
-def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]]:
-    """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
-    lesson, terms = stage_lesson(assembly, position), dict[str, float]()
-    with evaluating(lesson.learner), torch.no_grad(), located(f"stages[{position}]"):
-        for task, batch in first_batches(lesson, assembly.device).items():
-            losses = try_batch(lesson, task, batch)
-            terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
-    make_optimizer(assembly.config.stages[position].training.optimizer, lesson.learner.student)
-    return lesson.total_steps, terms
-
-
-@contextmanager
-def located(path: str) -> Iterator[None]:
-    """Errors raised inside it say where in the config the cause is."""
-    try:
-        yield
-    except BrewerError as error:
-        raise ConfigError([f"{path}: {str(error).rstrip('.')}"], "config") from error
-
-
-def _evaluators(assembly: Assembly, use: str) -> TaskEvaluators:
-    return TaskEvaluators({task: _evaluator(assembly, use, task) for task in assembly.evaluated_on(use)})
-
-
-def _try_evaluators(problems: list[str], assembly: Assembly, use: str) -> TaskEvaluators:
-    """The evaluators of each task that has any; what is wrong with the others joins the problems."""
-    tried = {task: attempt(problems, _evaluator, assembly, use, task) for task in assembly.evaluated_on(use)}
-    return TaskEvaluators({task: evaluator for task, evaluator in tried.items() if evaluator is not None})
-
-
-def _evaluator(assembly: Assembly, use: str, task: str) -> Evaluator:
-    config = assembly.config
-    metrics = {_metric_name(ref, i, config): assembly.bind(ref) for i, ref in enumerate(config.evaluation.metrics)}
-    loader = assembly.evaluation_loader(use, task)
-    return Evaluator(loader, metrics, assembly.task(task), assembly.device, config.precision, model_inputs)
-
-
-def _metric_name(ref: ComponentRef, position: int, config: RunConfig) -> str:
-    before = [other.name for other in config.evaluation.metrics[:position]]
-    return ref.name if ref.name not in before else f"{ref.name}_{before.count(ref.name) + 1}"
 
 
 def _resolved(assembly: Assembly) -> dict[str, Any]:
@@ -398,30 +381,10 @@ def _absolute(path: Any, base_dir: Path) -> Any:
     return str((base_dir / path).resolve()) if isinstance(path, str) and (base_dir / path).exists() else path
 
 
-def _save(model: LoadedModel, folder: Path) -> None:
-    """Write a model by way of a draft beside its folder, so that a kill leaves no half of one."""
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    model.save(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-
-
 def _copy(model: LoadedModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.model.state_dict().items()}
 
 
 def _publish(folder: RunFolder, stage: str) -> None:
-    shutil.copytree(folder.stage(stage) / "model", folder.path / names.STUDENT)
-
-
-def _copy_plugins(files: tuple[Path, ...], folder: RunFolder) -> dict[str, str]:
-    """Copy single-file plugins into the run's folder; their hashes by name."""
-    hashes: dict[str, str] = {}
-    for file in files:
-        target = folder.path / names.PLUGINS / file.name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
-        hashes[file.name] = hashlib.sha256(target.read_bytes()).hexdigest()
-    return hashes
+    with folder_written_whole(folder.path / names.STUDENT) as draft:
+        shutil.copytree(folder.stage(stage) / "model", draft, dirs_exist_ok=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from brewer_core.batches import call_model, move_to_device
 from brewer_core.cache import RememberingTeacher
@@ -26,14 +25,18 @@ from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
+from brewer_core.processes import Processes
 from brewer_core.protocols import LoadedModel, ModelInfo, Needs, Strategy, Teacher
+from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
+from brewer_core.run.loading import TextLoader
 from brewer_core.run.manifest import made_with
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.tasks import best_for, named_teachers, trained_model
+from brewer_core.stopping import StopRequest
 from brewer_core.teachers import LiveTeacher, evaluating
 
 DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
@@ -57,7 +60,7 @@ class Lesson:
         """How long it is trained; an epoch of tasks that are drawn is as many steps as have their batches together."""
         epochs = self.training.epochs
         if epochs is None or not isinstance(self.loader, Mapping):
-            return Duration(epochs, self.training.steps)
+            return Duration(epochs, self.training.steps, whole_passes=not isinstance(self.loader, Mapping))
         batches = sum(len(loader) for loader in self.loader.values())
         return Duration(steps=epochs * math.ceil(batches / self.training.accumulation))
 
@@ -153,34 +156,62 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     return Lesson(learner, teachers, loaders if strategy.several_tasks else loaders[first], stage.training, adaptors)
 
 
-def train(
-    assembly: Assembly,
-    lesson: Lesson,
-    folder: Path,
-    tracking: str,
-    run_folder: RunFolder,
-    evaluators: TaskEvaluators,
-    reporter: Reporter,
-) -> Outcome:
+class Stopwatch(Listener):
+    """How long a training has taken, also before it was interrupted."""
+
+    key: ClassVar[str] = "stopwatch"
+
+    def __init__(self) -> None:
+        self._before, self._started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self._before + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds until now."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count from those of a checkpoint on."""
+        self._before, self._started = state["seconds"], time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one call of a run brings to each of its trainings.
+
+    evaluators: those that are asked while a model is trained. resuming: trainings go on where they were interrupted.
+    """
+
+    run_folder: RunFolder
+    evaluators: TaskEvaluators
+    reporter: Reporter
+    stop: StopRequest
+    resuming: bool = False
+
+
+def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, session: Session) -> Outcome:
     """Train a lesson. What is drawn (dropout) comes from a seed of its own; the caller's generators stay as they were.
 
     tracking: the name of the stage in figures. Afterwards the student holds its best weights, where a best is asked for.
+    Raises Stopped where the session is asked to stop.
     """
-    config, training = assembly.config, lesson.training
-    always = ComponentRef("tracker", "jsonl")
-    refs = (always, *(ref for ref in config.trackers if ref.name != always.name))
-    trackers = [_tracker(assembly, ref, run_folder, tracking) for ref in refs]
-    checkpoints = _checkpoints(assembly, training, folder / "checkpoints")
-    evaluated = [task for task in evaluators.evaluators if task in lesson.adaptors]
+    config, training, processes = assembly.config, lesson.training, assembly.processes
+    trackers = _trackers(assembly, session.run_folder, tracking)
+    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last, made_with(config, assembly.registry))
+    evaluated = [task for task in session.evaluators.evaluators if task in lesson.adaptors]
     evaluation = EvaluationListener(
-        lambda: evaluators(lesson.learner.student, lesson.adaptors),
+        lambda: session.evaluators(lesson.learner.student, lesson.adaptors),
         lesson.learner.student,
         every_steps=config.evaluation.every_steps,
         best=best_for(config.evaluation.best, evaluated) if training.keep_best else None,
         report=lambda step, figures: _report(trackers, step, figures),
-        keep=checkpoints.pin if checkpoints else None,
+        keep=checkpoints.pin if training.checkpoint_every_steps else None,
     )
-    with seeded(assembly.seed("train", tracking), assembly.device):
+    stopwatch = Stopwatch()
+    with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device):
         lesson.learner.train()
         engine = Engine(
             lesson.learner,
@@ -188,39 +219,69 @@ def train(
             device=assembly.device,
             teachers=lesson.teachers,
             schedule=lambda optimizer: make_schedule(training.schedule, optimizer, lesson.total_steps),
-            settings=_settings(training, config.precision),
-            listeners=[reporter.bar(tracking), evaluation, *trackers],
+            settings=_settings(assembly, training, session.stop),
+            listeners=[stopwatch, session.reporter.bar(tracking), evaluation, *trackers],
             checkpoints=checkpoints,
             generator=numpy.random.default_rng(assembly.seed("tasks", tracking)),
+            processes=processes,
         )
-        started = time.perf_counter()
-        steps = engine.train(lesson.loader, lesson.duration)
+        if session.resuming:
+            _take_up(engine, checkpoints, tracking, session.reporter)
+        with session.stop.heeding():
+            steps = engine.train(lesson.loader, lesson.duration)
     evaluation.restore_best()
-    seconds = time.perf_counter() - started - evaluation.seconds
-    return Outcome(steps, seconds, evaluation.best_step, evaluation.kept)
+    if not training.checkpoint_every_steps and processes.first:
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)  # those that were saved on the way alone
+    return Outcome(steps, stopwatch.seconds - evaluation.seconds, evaluation.best_step, evaluation.kept)
 
 
-def _checkpoints(assembly: Assembly, training: Optimization, folder: Path) -> Checkpoints | None:
-    if not training.checkpoint_every_steps:
-        return None
-    return Checkpoints(folder, training.keep_last, made_with(assembly.config, assembly.registry))
+def _take_up(engine: Engine, checkpoints: Checkpoints, tracking: str, reporter: Reporter) -> None:
+    """Go on from the newest whole checkpoint; from the beginning where there is none."""
+    state = engine.processes.of_first(checkpoints.newest)
+    if state is None:
+        for listener in engine.listeners:
+            listener.resumed(0)
+        return
+    engine.load_state_dict(state)
+    reporter.say(f"{tracking}: going on after step {engine.step}")
 
 
-def _settings(training: Optimization, precision: str) -> Settings:
-    every = training.checkpoint_every_steps
+def _trackers(assembly: Assembly, run_folder: RunFolder, tracking: str) -> list[TrackerListener]:
+    """The trackers of a training; the first process alone has any."""
+    if not assembly.processes.first:
+        return []
+    always = ComponentRef("tracker", "jsonl")
+    refs = (always, *(ref for ref in assembly.config.trackers if ref.name != always.name))
+    return [TrackerListener(assembly.bind(ref)(run_folder.path, tracking)) for ref in refs]
+
+
+def _of_process(processes: Processes) -> tuple[str, ...]:
+    """What tells the draws of a process from those of the first."""
+    return () if processes.first else (f"process {processes.rank}",)
+
+
+def _settings(assembly: Assembly, training: Optimization, stop: StopRequest) -> Settings:
+    every, minutes = training.checkpoint_every_steps, training.save_every_minutes
     return Settings(
         accumulation=training.accumulation,
         max_grad_norm=training.max_grad_norm,
         loss_normalization=training.loss_normalization,
-        precision=precision,
+        precision=assembly.config.precision,
         log_every_steps=training.log_every_steps,
         checkpoint_due=lambda step, _epoch: every is not None and step % every == 0,
+        save_at_checkpoints=every is not None,
+        save_every_s=None if minutes is None else 60 * minutes,
+        stop=lambda: stop.reason,
+        on_nonfinite=training.on_nonfinite,
+        nonfinite_limit=training.nonfinite_limit,
+        split_when_full=training.batch_size == "auto",
+        name_rows=assembly.named_rows,
     )
 
 
 def _loaders(
     assembly: Assembly, sets: Mapping[str, JoinedText], training: Optimization, purpose: str
-) -> dict[str, DataLoader[Any]]:
+) -> dict[str, TextLoader]:
     """A loader for each task, in an order of its own."""
     purposes = {task: purpose if len(sets) == 1 else f"{purpose}/{task}" for task in sets}
     return {task: assembly.training_loader(rows, training, purposes[task]) for task, rows in sets.items()}
@@ -272,19 +333,6 @@ def _features(model: nn.Module, adaptor: Callable[..., Any], batch: Any, argumen
         return Features.of(adaptor(batch, call_model(model, model_inputs(batch), arguments)))
 
 
-def _tracker(assembly: Assembly, ref: ComponentRef, run_folder: RunFolder, tracking: str) -> TrackerListener:
-    return TrackerListener(assembly.bind(ref)(run_folder.path, tracking))
-
-
 def _report(trackers: Sequence[Listener], step: int, figures: Mapping[str, float]) -> None:
     for tracker in trackers:
         tracker.logged(step, {f"eval/{name}": value for name, value in figures.items()})
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws from torch's generators come from the seed inside it; afterwards they are as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -1,21 +1,18 @@
-"""From rows of text to batches for sequence classification.
+"""Rows of text as numbers, and their labels.
 
-Shapes: B rows, L tokens of the longest row of a batch.
+Shapes: L tokens of a row.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
-from typing import Any, Protocol, TypeAlias, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from brewer_core.errors import DataError
 
@@ -26,7 +23,6 @@ UNLABELLED = -100
 """The label of a row that has none."""
 
 _TOKENIZED_AT_ONCE = 1000
-_MEGABATCH = 50
 
 
 class TextDataset(Dataset[Item]):
@@ -85,122 +81,6 @@ class TextDataset(Dataset[Item]):
         encoded = self.tokenizer(*texts, truncation=True, max_length=max_length)
         self._ids += [torch.tensor(ids, dtype=torch.int32) for ids in encoded["input_ids"]]
         self._token_types += [torch.tensor(types, dtype=torch.int8) for types in encoded.get("token_type_ids", ())]
-
-
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of row numbers, those of like length together, so that little is padded. Every pass is another order.
-
-    lengths: tokens of each row. generator: what orders are drawn from, never torch's global one.
-    group: sort by length within 50 batches at a time. The last, short batch is kept.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        generator: torch.Generator,
-        shuffle: bool = True,
-        group: bool = True,
-    ) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.generator = generator
-        self.shuffle = shuffle
-        self.group = group
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self._order(len(self.lengths))
-        if self.group:
-            order = self._grouped(order)
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        for number in self._order(len(batches)) if self.group else range(len(batches)):
-            yield batches[number]
-
-    def _order(self, count: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(count))
-        order: list[int] = torch.randperm(count, generator=self.generator).tolist()
-        return order
-
-    def _grouped(self, order: Sequence[int]) -> list[int]:
-        size = self.batch_size * _MEGABATCH
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        return [row for part in parts for row in sorted(part, key=self.lengths.__getitem__)]
-
-
-class NumberedPasses(Sampler[list[tuple[int, int]]]):
-    """The batches of a sampler; each row stands beside the number of the pass over them, from 0."""
-
-    def __init__(self, batches: LengthGroupedBatches) -> None:
-        self.batches = batches
-        self._numbers = count()
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        number = next(self._numbers)
-        for batch in self.batches:
-            yield [(number, row) for row in batch]
-
-
-class Tokenized(Protocol):
-    """What a loader needs: a `TextDataset`, or several in one."""
-
-    tokenizer: Any
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each row."""
-        ...
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Item: ...
-
-
-def loader(
-    dataset: Tokenized, batch_size: int, *, seed: int, shuffle: bool, group_by_length: bool, numbered: bool = False
-) -> DataLoader[Item]:
-    """Padded batches of a data set, in an order that the seed gives. Nothing is drawn from torch's global generator.
-
-    numbered: ask the data set for (pass, row) in place of the row.
-    """
-    orders = torch.Generator().manual_seed(seed)
-    batches = LengthGroupedBatches(dataset.lengths, batch_size, orders, shuffle, group_by_length)
-    # Every pass over a DataLoader draws a number for its workers: from a generator of its own.
-    workers = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        cast("Dataset[Item]", dataset),
-        batch_sampler=NumberedPasses(batches) if numbered else batches,
-        collate_fn=collate(dataset.tokenizer),
-        generator=workers,
-    )
-
-
-def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
-    """What makes a batch of items, all int64: `row` and `labels` [B], the others [B, L], padded to the longest row."""
-    # Not `tokenizer.pad`, which takes nine times as long: a tenth of a small student's step.
-    fill = {
-        "input_ids": tokenizer.pad_token_id,
-        "attention_mask": 0,
-        "token_type_ids": tokenizer.pad_token_type_id,
-    }
-
-    def batch(items: Sequence[Item]) -> dict[str, Tensor]:
-        columns = {name: [item[name] for item in items] for name in items[0]}
-        return {
-            name: _padded(column, fill[name], tokenizer.padding_side) if name in fill else torch.tensor(column)
-            for name, column in columns.items()
-        }
-
-    return batch
-
-
-def _padded(tensors: list[Tensor], value: int, side: str) -> Tensor:
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side).long()
 
 
 def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mapping[str, str | None]) -> tuple[str, ...]:

@@ -1,0 +1,61 @@
+"""Micro-batches that are halved until they fit into the memory."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from brewer_core.batches import rows, split
+from brewer_core.errors import MemoryFullError
+
+T = TypeVar("T")
+
+
+class Halving:
+    """In how many parts each micro-batch is run: 1 at first, twice as many whenever the memory runs out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.parts = 1
+
+    def split(self, micro_batches: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """The micro-batches, each in its parts."""
+        if self.parts == 1:
+            return list(micro_batches)
+        return [(task, part) for task, batch in micro_batches for part in split(batch, self.parts)]
+
+    def attempt(self, run: Callable[[], T]) -> T | None:
+        """What `run` gives; None where the memory ran out, of which nothing is held any more."""
+        try:
+            return run()
+        except (RuntimeError, MemoryError) as error:
+            if not _ran_out(error):
+                raise
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def halve(self, micro_batches: Sequence[tuple[str, Any]]) -> None:
+        """Run twice as many parts from now on. Raises MemoryFullError where each is a single row already."""
+        largest = max(rows(batch) for _, batch in micro_batches)
+        if self.parts >= largest:
+            raise MemoryFullError(
+                "the memory does not hold a single row with what is trained; take a smaller model, shorter texts "
+                "(max_length), precision bf16, or gradient checkpointing."
+            )
+        self.parts *= 2
+        warnings.warn(
+            f"the memory ran out: micro-batches are run in {self.parts} parts of {-(-largest // self.parts)} rows from now on, "
+            "and a step is the same as before.",
+            stacklevel=4,
+        )
+
+
+def _ran_out(error: BaseException) -> bool:
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

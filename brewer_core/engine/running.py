@@ -1,0 +1,113 @@
+"""How the learner is run where one process trains alone, and where several bring their gradients together."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from brewer_core.engine.parameters import Trained
+from brewer_core.learner import Learner
+from brewer_core.processes import Processes
+
+Losses = Mapping[str, Tensor]
+
+
+class Running(Protocol):
+    """Runs the learner forward. averaged: over how many processes gradients are averaged, rather than summed."""
+
+    averaged: int
+
+    def __call__(self, *arguments: Any) -> Losses:
+        """What the learner gives."""
+        ...
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch; last: it is the last one of the step."""
+        ...
+
+    def finish(self) -> None:
+        """After the last backward: the gradients are those of the whole step."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    averaged = 1
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def __call__(self, *arguments: Any) -> Losses:
+        """What the learner gives."""
+        losses: Losses = self._learner(*arguments)
+        return losses
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Nothing to do."""
+        del last
+        return nullcontext()
+
+    def finish(self) -> None:
+        """Nothing to do."""
+
+
+class Replicated(Alone):
+    """Each process has the whole learner, and DistributedDataParallel averages gradients during the last backward."""
+
+    def __init__(self, learner: Learner, processes: Processes, device: torch.device) -> None:
+        super().__init__(learner)
+        self.averaged = processes.count
+        # Terms of other tasks, heads that no term reads: what gets no gradient differs from step to step.
+        self._wrapped = DistributedDataParallel(
+            learner, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
+        )
+        self._called = itertools.count()
+
+    def __call__(self, *arguments: Any) -> Losses:
+        """What the learner gives."""
+        with _quiet() if next(self._called) < 2 else nullcontext():  # it says once that this step used all parameters
+            losses: Losses = self._wrapped(*arguments)
+        return losses
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients stay in the process until the last micro-batch."""
+        context: AbstractContextManager[Any] = nullcontext() if last else self._wrapped.no_sync()
+        return context
+
+
+class SummedAfterwards(Alone):
+    """Each process has the whole learner, and gradients are summed once all of a step are there.
+
+    Slower than DistributedDataParallel, which sums during backward; but a process may do the step again before.
+    """
+
+    def __init__(self, learner: Learner, processes: Processes, trained: Trained) -> None:
+        super().__init__(learner)
+        self._processes, self._trained = processes, trained
+        with torch.no_grad():
+            for tensor in itertools.chain(learner.parameters(), learner.buffers()):
+                torch.distributed.broadcast(tensor, src=0)
+
+    def finish(self) -> None:
+        """Sum the gradients of what any process used; the others have none, and keep none."""
+        parameters = self._trained()
+        used = self._processes.most([int(p.grad is not None) for p in parameters])
+        for parameter in (p for p, any_used in zip(parameters, used, strict=True) if any_used):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        yield

@@ -1,0 +1,183 @@
+"""From rows as numbers to padded batches, in orders that the seed and the number of the pass give alone.
+
+Shapes: B rows, L tokens of the longest row of a batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from brewer_core.batches import Filler
+from brewer_core.processes import Processes
+from brewer_core.run.text import Item
+
+_MEGABATCH = 50
+
+
+class Tokenized(Protocol):
+    """What a loader needs: a `TextDataset`, or several in one."""
+
+    tokenizer: Any
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Item: ...
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of row numbers, those of like length together, so that little is padded.
+
+    An order depends on the seed and the number of the pass alone; every iteration is the next pass. A pass is cut into steps,
+    and those into batches, so that however a step is cut, it has the same rows. The short step stands at the end.
+
+    lengths: tokens of each row. step_rows: rows of a step, a multiple of the batch size; the batch size if None.
+    shuffle: every pass is another order. group: sort by length within 50 steps at a time.
+    number: of the next pass, from 0. skip: how many of its batches to leave out at its beginning.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        group: bool = True,
+        step_rows: int | None = None,
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.group = group
+        self.step_rows = step_rows or batch_size
+        self.number = 0
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number, skip = self.number, self.skip
+        self.number, self.skip = number + 1, 0
+        return itertools.islice(self._pass(number), skip, None)
+
+    def _pass(self, number: int) -> Iterator[list[int]]:
+        draws = numpy.random.default_rng([self.seed, number])
+        order = self._order(len(self.lengths), draws)
+        if self.group:
+            order = self._grouped(order)
+        steps = _chunks(order, self.step_rows)
+        whole = len(order) // self.step_rows
+        places = self._order(whole, draws) if self.group else list(range(whole))
+        for place in [*places, *range(whole, len(steps))]:
+            yield from _chunks(steps[place], self.batch_size)
+
+    def _order(self, count: int, draws: numpy.random.Generator) -> list[int]:
+        order: list[int] = draws.permutation(count).tolist() if self.shuffle else list(range(count))
+        return order
+
+    def _grouped(self, order: Sequence[int]) -> list[int]:
+        parts = _chunks(order, self.step_rows * _MEGABATCH)
+        return [row for part in parts for row in sorted(part, key=self.lengths.__getitem__)]
+
+
+class TextLoader(DataLoader[Item]):
+    """Padded batches of a data set, those of one process among several, which share each batch row by row.
+
+    A process for which a batch has no row gets a `Filler` in its place. Iterating it is one pass; `load_state_dict` makes the
+    next one go on inside a pass, without reading what is passed over. Nothing is drawn from torch's global generator.
+
+    numbered: ask the data set for (pass, row) in place of the row.
+    """
+
+    def __init__(
+        self, dataset: Tokenized, batches: LengthGroupedBatches, processes: Processes, numbered: bool = False
+    ) -> None:
+        self._batches, self._processes = batches, processes
+        self._read = 0
+        super().__init__(
+            cast("Dataset[Item]", dataset),
+            batch_sampler=_OwnRows(batches, processes, numbered),
+            collate_fn=collate(dataset.tokenizer),
+            # Every pass over a DataLoader draws a number for its workers: from a generator of its own.
+            generator=torch.Generator().manual_seed(batches.seed),
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a pass, as seen by who iterates
+        self._read = self._batches.skip
+        for batch in super().__iter__():
+            filler = self._rows_of(self._read) <= self._processes.rank
+            self._read += 1
+            yield Filler(batch) if filler else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of passes begun, and how many batches of the latest are read."""
+        pending = self._batches.skip
+        return {"begun": self._batches.number + bool(pending), "read": pending or self._read}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the latest pass; with the next one where all of it was read."""
+        unfinished = 0 < state["read"] < len(self._batches)
+        self._batches.number = state["begun"] - unfinished
+        self._batches.skip = state["read"] if unfinished else 0
+        self._read = state["read"]
+
+    def _rows_of(self, position: int) -> int:
+        """The rows of a batch of all processes."""
+        return min(self._batches.batch_size, len(self._batches.lengths) - position * self._batches.batch_size)
+
+
+class _OwnRows(Sampler[list[Any]]):
+    """A process's rows of each batch: every n-th, so that all have texts of like length; one to fill in where there is none."""
+
+    def __init__(self, batches: LengthGroupedBatches, processes: Processes, numbered: bool) -> None:
+        self._batches, self._processes, self._numbered = batches, processes, numbered
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        number = self._batches.number
+        for batch in self._batches:
+            own = batch[self._processes.rank :: self._processes.count] or batch[:1]
+            yield [(number, row) for row in own] if self._numbered else own
+
+
+def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
+    """What makes a batch of items, all int64: `row` and `labels` [B], the others [B, L], padded to the longest row."""
+    # Not `tokenizer.pad`, which takes nine times as long: a tenth of a small student's step.
+    fill = {
+        "input_ids": tokenizer.pad_token_id,
+        "attention_mask": 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+    }
+
+    def batch(items: Sequence[Item]) -> dict[str, Tensor]:
+        columns = {name: [item[name] for item in items] for name in items[0]}
+        return {
+            name: _padded(column, fill[name], tokenizer.padding_side) if name in fill else torch.tensor(column)
+            for name, column in columns.items()
+        }
+
+    return batch
+
+
+def _padded(tensors: list[Tensor], value: int, side: str) -> Tensor:
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side).long()
+
+
+def _chunks(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
