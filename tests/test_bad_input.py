@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from importlib import metadata
 
 import pytest
 
+from brewer_core.run.folder import RunFolder
 from fakes import fake_distribution
 from runs import (
     bert,
@@ -367,19 +369,19 @@ def test_a_folder_that_holds_no_run_is_not_overwritten_even_on_request(folder, c
 
 def test_a_run_that_is_going_on_is_left_alone(folder, capsys):
     out = ran_before(folder / "out")
-    (out / "lock").write_text(f"{os.getppid()}\n")
-    before = tree(out)
-    assert brewer("run", write_config(folder), "-o", out, "--overwrite") == 2
-    assert capsys.readouterr().err == (
-        f"brewer: error: output {out} belongs to a run that is going on (process {os.getppid()}); choose another folder "
-        "with --output.\n"
-    )
-    assert tree(out) == before
+    with RunFolder.reopen(out):
+        before = tree(out)
+        assert brewer("run", write_config(folder), "-o", out, "--overwrite") == 2
+        assert capsys.readouterr().err == (
+            f"brewer: error: output {out} belongs to a run that is going on (process {os.getpid()} on "
+            f"{socket.gethostname()}); choose another folder with --output.\n"
+        )
+        assert tree(out) == before
 
 
 def test_the_lock_of_a_run_that_was_killed_is_no_hindrance(folder):
     out = ran_before(folder / "out")
-    (out / "lock").write_text("4194305\n")  # above the largest number of a process
+    (out / "lock").write_text(f"{os.getppid()} {socket.gethostname()}\n")  # which nobody holds
     assert brewer("run", write_config(folder, document(stages=[supervised()])), "-o", out, "--overwrite") == 0
     assert not (out / "lock").exists()
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from brewer_core.errors import OutputExistsError, RequestError
+from brewer_core.errors import DataError, OutputExistsError, RequestError
+from brewer_core.run.lock import Lock
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
 STAGES, BASELINES, STUDENT, PLUGINS = "stages", "baselines", "student", "plugins"
@@ -17,61 +21,93 @@ OWN_NAMES = (CONFIG, MANIFEST, METRICS, SUMMARY, LOCK, STAGES, BASELINES, STUDEN
 """All that a run writes into its folder, and all that overwriting removes."""
 
 
-class RunFolder:
-    """The folder of one run, open for writing."""
+DRAFTS = tuple(f".{name}.partial" for name in OWN_NAMES)
+"""What a write leaves that was killed."""
+TIME = "%Y%m%d-%H%M%S"
+"""The time in the name of a folder that a run chose itself, in UTC."""
 
-    def __init__(self, path: Path) -> None:
+
+class RunFolder:
+    """The folder of one run, open for writing and locked: to be used in a `with`."""
+
+    def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
+        self._lock = lock
 
     @classmethod
     def check(cls, path: Path, overwrite: bool) -> None:
         """Whether a run may be written to a path; nothing is changed.
 
-        Raises OutputExistsError where the folder holds another run, or anything else, RequestError where it cannot be
-        written.
+        What a run left that was killed before its manifest was written is no hindrance. Raises OutputExistsError where the
+        folder holds another run, or anything else, RequestError where it cannot be written.
         """
         if path.exists() and not path.is_dir():
             raise RequestError(f"output {path} is a file; name a folder with --output.")
-        inside = sorted(p.name for p in path.iterdir()) if path.exists() else []
-        if inside and MANIFEST not in inside:
-            raise OutputExistsError(
-                f"output {path} holds {', '.join(inside[:3])}{' and more' if len(inside) > 3 else ''}, and no run; "
-                "choose an empty or new folder with --output."
-            )
-        if inside and not overwrite:
-            raise OutputExistsError(
-                f"output {path} holds a run already; choose another folder with --output, or --overwrite it."
-            )
-        _refuse_running(path)
+        with _writable(path):
+            _refuse_full(path, overwrite)  # first: what is not ours is not even looked at
+            Lock(path / LOCK).refuse_held()
         _refuse_unwritable(path)
 
     @classmethod
     def open(cls, path: Path, overwrite: bool) -> RunFolder:
-        """Make the folder, or empty it of a former run, and lock it; to be used in a `with`. Raises what `check` raises."""
+        """Make the folder, or empty it of a former run, and lock it. Raises what `check` raises."""
         cls.check(path, overwrite)
-        try:
+        with _writable(path):
             path.mkdir(parents=True, exist_ok=True)
-            for name in OWN_NAMES:
-                _remove(path / name)
-            (path / LOCK).write_text(f"{os.getpid()}\n", encoding="utf-8")
-        except OSError as error:  # what permissions do not tell: a read-only disk, /proc
-            raise RequestError(
-                f"output {path} cannot be written: {error.strerror}; choose another with --output."
-            ) from error
-        return cls(path)
+            folder = cls._locked(path)
+            with folder._released_on_error():
+                _refuse_full(path, overwrite)  # another run may have come and gone since
+                folder._remove(*(name for name in OWN_NAMES if name != LOCK), *DRAFTS)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Lock the folder of a run that is to go on; what is removed is drafts alone.
+
+        Raises RequestError where it holds no run or cannot be written, OutputExistsError where the run is going on.
+        """
+        _require_run(path)
+        with _writable(path):
+            folder = cls._locked(path)
+            with folder._released_on_error():
+                _require_run(path)  # it may have been removed since
+                folder._remove(*DRAFTS)
+        return folder
+
+    @classmethod
+    def _locked(cls, path: Path) -> RunFolder:
+        lock = Lock(path / LOCK)
+        lock.take()
+        return cls(path, lock)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Unlock the folder."""
-        (self.path / LOCK).unlink(missing_ok=True)
+        self._lock.release()
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file whole: a kill leaves the former one."""
         draft = self.path / f".{name}.partial"
         draft.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path / name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the folder. Raises DataError where it is missing or damaged."""
+        return _read_json(self.path / name)
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            _remove(self.path / name)
+
+    @contextmanager
+    def _released_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._lock.release()
+            raise
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
@@ -82,13 +118,78 @@ class RunFolder:
         return self.path / BASELINES / name
 
 
-def _refuse_running(path: Path) -> None:
-    lock = path / LOCK
-    holder = lock.read_text(encoding="utf-8").strip() if lock.exists() else ""
-    if holder.isdecimal() and _alive(int(holder)):
-        raise OutputExistsError(
-            f"output {path} belongs to a run that is going on (process {holder}); choose another folder with --output."
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a run, be it over or not."""
+    return (path / MANIFEST).is_file()
+
+
+def latest_run(parent: Path, stem: str) -> Path | None:
+    """The newest of the folders `STEM-TIME` that holds a run which did not finish; None where there is none.
+
+    Raises DataError where the manifest of a newer one is damaged: what became of it is not known.
+    """
+    folders = parent.glob(f"{glob.escape(stem)}-*") if parent.is_dir() else ()
+    runs = [path for path in folders if _is_time(path.name[len(stem) + 1 :]) and holds_run(path)]
+    unfinished = (
+        path for path in sorted(runs, reverse=True) if _read_json(path / MANIFEST).get("status") != "finished"
+    )
+    return next(unfinished, None)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.strptime(text, TIME).strftime(TIME) == text
+    except ValueError:
+        return False
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing: the run cannot be taken up; start another.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read ({error}): the run cannot be taken up; start another.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds no JSON object: the run cannot be taken up; start another.")
+    return values
+
+
+def _require_run(path: Path) -> None:
+    if not holds_run(path):
+        raise RequestError(
+            f"output {path} holds no run that could be taken up; name the folder of one, with its {MANIFEST}."
         )
+
+
+def _refuse_full(path: Path, overwrite: bool) -> None:
+    inside = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    if MANIFEST in inside:
+        if not overwrite:
+            raise OutputExistsError(
+                f"output {path} holds a run already; choose another folder with --output, or --overwrite it."
+            )
+    elif inside and not _left_by_a_kill(inside):
+        raise OutputExistsError(
+            f"output {path} holds {', '.join(inside[:3])}{' and more' if len(inside) > 3 else ''}, and no run; "
+            "choose an empty or new folder with --output."
+        )
+
+
+def _left_by_a_kill(inside: list[str]) -> bool:
+    """Whether these are all a run's. Without its lock they are not: a user's config.json has a run's name too."""
+    return LOCK in inside and set(inside) <= {*OWN_NAMES, *DRAFTS}
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """What the system refuses becomes a RequestError; permissions do not tell all: a read-only disk, /proc."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"output {path} cannot be written: {error.strerror}; choose another with --output."
+        ) from error
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -99,16 +200,6 @@ def _refuse_unwritable(path: Path) -> None:
         raise RequestError(
             f"output {path} cannot be written: {parent} is not a folder that you may write to; choose another with --output."
         )
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
 
 
 def _remove(path: Path) -> None:
