@@ -118,6 +118,19 @@ class RunFolder:
         return self.path / BASELINES / name
 
 
+class UnwrittenFolder(RunFolder):
+    """The folder of a run that another process writes, or that is not open yet: what is written to it goes nowhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __exit__(self, *_: object) -> None:
+        """It holds no lock."""
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
 def holds_run(path: Path) -> bool:
     """Whether a folder holds a run, be it over or not."""
     return (path / MANIFEST).is_file()
