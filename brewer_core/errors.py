@@ -79,6 +79,10 @@ class NonFiniteError(BrewerError):
     """A loss or a gradient became infinite or not a number; nothing was stepped or overwritten."""
 
 
+class SaveError(BrewerError):
+    """Something that training made could not be written; what was written before it is whole."""
+
+
 class OutputExistsError(RequestError):
     """The output folder holds something that must not be lost."""
 

@@ -219,7 +219,7 @@ class Optimization(Config):
     """Optimizer steps from log line to log line."""
     checkpoint_every_steps: Count | None = None
     """Optimizer steps from checkpoint to checkpoint; null for one at the end."""
-    keep_last: Count = 1
+    keep_last: Count = 2
     """How many of the latest checkpoints to keep."""
     keep_best: Bool = True
     """Keep the checkpoint that `evaluation.best` names beside the latest ones."""

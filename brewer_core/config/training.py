@@ -56,7 +56,7 @@ class TrainingConfig(PositionalConfig):
     """Autocast of the student's and teacher's forward passes; losses are always computed in float32."""
     log_every_steps: Count = 10
     """Optimizer steps from log line to log line."""
-    keep_last: Count = 1
+    keep_last: Count = 2
     """How many full checkpoints to keep; every `gs{N}.pkl` is kept."""
 
     _keyword_only: ClassVar[tuple[str, ...]] = ("loss_normalization", "precision", "log_every_steps", "keep_last")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from brewer_core.errors import OutputExistsError, RequestError
+from brewer_core.files import write_whole
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
 STAGES, BASELINES, STUDENT, PLUGINS = "stages", "baselines", "student", "plugins"
@@ -69,9 +70,8 @@ class RunFolder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file whole: a kill leaves the former one."""
-        draft = self.path / f".{name}.partial"
-        draft.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, self.path / name)
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        write_whole(self.path / name, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
