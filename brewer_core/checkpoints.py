@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,16 @@ _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bo
     torch.int8,
 }
 _UNSAVABLE = (pickle.PicklingError, AttributeError, TypeError, RecursionError)
-_UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError, LookupError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    TypeError,
+    ValueError,
+    LookupError,
+    SafetensorError,
+)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -88,8 +97,7 @@ class Checkpoints:
         missing or damaged, or holds code.
         """
         folder = findable(self.folder / f"step-{step}")
-        _verify(folder)
-        state = _read(folder)
+        state = _read(folder, _verified(folder))
         for distribution, version in state.pop(_MADE_WITH, {}).items():
             self._warn_of_other_version(folder, distribution, version)
         return state
@@ -159,10 +167,12 @@ def save_state_dict(state: Mapping[str, Any], path: Path) -> None:
         code = _code_of(error)
         reason = os.strerror(code).lower() if code else _first_words(error)
         space = _space(state, path.parent) if code in _FULL else ""
-        raise SaveError(f"the state dict {path} could not be written: {reason}{space}; free some space there.") from error
+        raise SaveError(
+            f"the state dict {path} could not be written: {reason}{space}; free some space there."
+        ) from error
 
 
-class _Unsavable(Exception):  # noqa: N818  # no error of its own: the reason in that of `save`
+class _Unsavable(Exception):  # no error of its own: the reason in that of `save`
     """An entry of a state that could not be read back."""
 
 
@@ -272,9 +282,8 @@ def _trouble(value: Any) -> str | None:
         torch.load(written, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return f"holds {found.group(1) if found else 'what is'}, which is no tensor or plain value" if found else (
-            f"could not be read back ({_first_words(error)})"
-        )
+        name = found.group(1) if found else "something"
+        return f"holds {name}, which is no tensor and no plain value"
     return None
 
 
@@ -312,9 +321,10 @@ def _first_words(error: BaseException) -> str:
 # Reading
 
 
-def _verify(folder: Path) -> None:
-    """Raises _DamagedError for the first file that is not as it was written."""
-    for name, written in _checksums(folder).items():
+def _verified(folder: Path) -> set[str]:
+    """The files that were written. Raises _DamagedError for the first that is not as it was."""
+    sums = _checksums(folder)
+    for name, written in sums.items():
         file = folder / name
         if not file.is_file():
             raise _DamagedError(file, "it is missing")
@@ -323,12 +333,15 @@ def _verify(folder: Path) -> None:
             raise _DamagedError(file, f"it has {size} bytes, and was written with {written['bytes']}")
         if sha256_of(file) != written["sha256"]:
             raise _DamagedError(file, "its content is not what was written, by its SHA-256")
+    return set(sums)
 
 
 def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     file = folder / CHECKSUMS
     if not file.exists() and (folder / STATE_FILE).exists():
-        raise _DamagedError(file, "it is missing, and a checkpoint without it, as brewer 0.1.0 wrote them, is not verified")
+        raise _DamagedError(
+            file, "it is missing, and a checkpoint without it, as brewer 0.1.0 wrote them, is not verified"
+        )
     try:
         sums = dict(json.loads(file.read_text(encoding="utf-8")))
         return {name: {"bytes": int(each["bytes"]), "sha256": str(each["sha256"])} for name, each in sums.items()}
@@ -338,12 +351,14 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
         raise _DamagedError(file, f"it holds no checksums ({_first_words(error)})") from error
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, written: Container[str]) -> dict[str, Any]:
     file = folder / STATE_FILE
     try:
         state = dict(torch.load(file, map_location="cpu", weights_only=True))
-        for file in sorted(folder.glob(f"*{TENSORS}")):
-            state[file.stem].update(_load_tensors(file))
+        for entry, value in state.items():
+            if f"{entry}{TENSORS}" in written and isinstance(value, dict):
+                file = folder / f"{entry}{TENSORS}"
+                value.update(_load_tensors(file))
     except _UNREADABLE as error:
         raise _DamagedError(file, _first_words(error)) from error
     return state

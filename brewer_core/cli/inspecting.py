@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".pt", ".pth", ".pkl", ".bin")
 INDEX = ".index.json"
+STATE = "state.pt"  # of a checkpoint, with a file of tensors beside it for each entry that has some
 IN_FOLDERS = (
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
-    "state.pt",
+    STATE,
 )
 SUBFOLDERS = ("student", "model")  # of a run, and of its stages
 _WIDE = 10_000  # where nobody's terminal sets the width, no line is broken
@@ -72,7 +74,9 @@ def weights_file(path: Path) -> Path:
 
 def weights_in(file: Path) -> list[Weight]:
     """The tensors in a file, or in the files of an index, without their numbers. Raises DataError for what cannot be read."""
-    return _sharded(file) if file.name.endswith(INDEX) else _whole(file)
+    if file.name.endswith(INDEX):
+        return _sharded(file)
+    return [*_beside(file), *_whole(file)] if file.name == STATE else _whole(file)
 
 
 def as_object(node: LayerNode, total: int, max_level: int | None = None) -> dict[str, Any]:
@@ -117,6 +121,13 @@ def _sharded(index: Path) -> list[Weight]:
     if missing:
         raise DataError(f"{index} names tensors that its files do not hold: {', '.join(missing[:3])}.")
     return sorted(weights, key=_place)
+
+
+def _beside(state: Path) -> Iterator[Weight]:
+    """The tensors of the entries of a checkpoint that have files of their own."""
+    for file in sorted(state.parent.glob(f"*{SAFETENSORS}")):
+        for weight in _whole(file):
+            yield replace(weight, path=(file.stem, *weight.path))
 
 
 def _whole(file: Path) -> list[Weight]:

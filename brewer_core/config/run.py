@@ -227,7 +227,7 @@ class Optimization(Config):
     """Optimizer steps from checkpoint to checkpoint, each evaluated and kept; null for none but what save_every_minutes asks for."""
     save_every_minutes: Positive | None = 10.0
     """Minutes after which the state is saved once more, so that a run that is killed loses no more; null for never."""
-    keep_last: Count = 1
+    keep_last: Count = 2
     """How many of the latest checkpoints to keep."""
     keep_best: Bool = True
     """Keep the checkpoint that `evaluation.best` names beside the latest ones."""

@@ -56,7 +56,7 @@ class TrainingConfig(PositionalConfig):
     """Autocast of the student's and teacher's forward passes; losses are always computed in float32."""
     log_every_steps: Count = 10
     """Optimizer steps from log line to log line."""
-    keep_last: Count = 1
+    keep_last: Count = 2
     """How many full checkpoints to keep; every `gs{N}.pkl` is kept."""
     resume: Bool = False
     """Go on from the newest full checkpoint in `output_dir`, to the same end; begin where there is none."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from brewer_core.errors import DataError, OutputExistsError, RequestError
+from brewer_core.files import write_whole
 from brewer_core.run.lock import Lock
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
@@ -89,9 +90,8 @@ class RunFolder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file whole: a kill leaves the former one."""
-        draft = self.path / f".{name}.partial"
-        draft.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, self.path / name)
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        write_whole(self.path / name, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file of the folder. Raises DataError where it is missing or damaged."""
