@@ -21,5 +21,7 @@ def seconds_of(text: str) -> float:
     numbers = parts.groups() if parts else ()
     seconds = sum(float(number) * size for number, size in zip(numbers, SECONDS.values(), strict=False) if number)
     if not 0 < seconds < float("inf"):
-        raise RequestError(f"{text!r} is no duration; write it like 90s, 15m, 3h, 2d or 1h30m, and longer than nothing.")
+        raise RequestError(
+            f"{text!r} is no duration; write it like 90s, 15m, 3h, 2d or 1h30m, and longer than nothing."
+        )
     return seconds
