@@ -336,7 +336,9 @@ def brewer_augmentations() -> Mapping[str, Augmentation]:  # type: ignore[empty-
 def brewer_trackers() -> Mapping[str, type[Tracker]]:  # type: ignore[empty-body]  # a specification has no body
     """Provide trackers, which receive a run's figures.
 
-    A class built with (run_dir: Path, stage: str) and its options, that has `log(step, values)` and `close()`.
+    A class built with (run_dir: Path, stage: str) and its options, that has `log(step, values)` and `close()`. With `flush()` and
+    `resume(step)` a run that is taken up again has each step once: `flush` is called before a checkpoint is written, and
+    `resume` before anything is logged, to drop what was logged after the step of the checkpoint.
 
     Example:
         The whole of a plugin::

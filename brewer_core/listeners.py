@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from brewer_core.protocols import Tracker
+from brewer_core.protocols import ResumableTracker, Tracker
 
 
 class Listener:
@@ -19,11 +19,17 @@ class Listener:
     def begin(self, total_steps: int) -> None:
         """Training starts."""
 
+    def resumed(self, step: int) -> None:
+        """Training goes on after this step, of which everything that was heard later is void; 0: from the beginning."""
+
     def stepped(self, step: int) -> None:
         """An optimizer step is done; `step` steps are done in all."""
 
     def logged(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of the steps since the last log: losses by term, `total_loss`, `learning_rate`, `steps_per_s`."""
+
+    def saving(self, step: int) -> None:
+        """A checkpoint is about to be written."""
 
     def checkpoint(self, step: int) -> None:
         """A checkpoint is due."""
@@ -46,7 +52,7 @@ class Listener:
 
 
 class TrackerListener(Listener):
-    """Passes figures on to a tracker, under names of its own."""
+    """Passes figures on to a tracker, under names of its own; to one that can be taken up, checkpoints as well."""
 
     def __init__(self, tracker: Tracker, rename: Callable[[str], str] = lambda name: name) -> None:
         self.tracker = tracker
@@ -55,6 +61,17 @@ class TrackerListener(Listener):
     def logged(self, step: int, values: Mapping[str, float]) -> None:
         """Log the figures."""
         self.tracker.log(step, {self.rename(name): value for name, value in values.items()})
+
+    def resumed(self, step: int) -> None:
+        """Drop what was logged later."""
+        if isinstance(self.tracker, ResumableTracker):
+            self.tracker.resume(step)
+
+    def saving(self, step: int) -> None:
+        """Hand over to the disk what was logged."""
+        del step
+        if isinstance(self.tracker, ResumableTracker):
+            self.tracker.flush()
 
     def end(self) -> None:
         """Close the tracker."""

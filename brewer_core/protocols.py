@@ -245,6 +245,22 @@ class Tracker(Protocol):
         ...
 
 
+@runtime_checkable
+class ResumableTracker(Tracker, Protocol):
+    """A tracker of which a training can be taken up again: what it holds afterwards has each step once."""
+
+    def flush(self) -> None:
+        """Hand over to the disk all that was logged: a checkpoint is about to be written."""
+        ...
+
+    def resume(self, step: int) -> None:
+        """Drop what was logged after this step of this stage, and what a killed process left half-written.
+
+        The training goes on from there. Called before anything is logged; what other stages logged stays.
+        """
+        ...
+
+
 class ComponentLookup(Protocol):
     """What a config needs of a registry: names and options checked."""
 

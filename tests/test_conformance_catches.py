@@ -896,6 +896,59 @@ class Emptying(Lines):
         values.clear()
 
 
+@right("tracker")
+class LinesThatGoOn(Lines):
+    def __init__(self, run_dir: Path, stage: str) -> None:
+        super().__init__(run_dir, stage)
+        self.stage = stage
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def resume(self, step: int) -> None:
+        self.file.flush()
+        lines = Path(self.file.name).read_text().splitlines(keepends=True)
+        self.file.truncate(0)
+        self.file.writelines(line for line in lines if self.stays(json.loads(line), step))
+
+    def stays(self, values: Mapping[str, Any], step: int) -> bool:
+        return values["stage"] != self.stage or values["step"] <= step
+
+
+@wrong("tracker", "resumable")
+class LinesThatKeepAll(LinesThatGoOn):
+    def stays(self, values, step):
+        return True
+
+
+@wrong("tracker", "resumable")
+class LinesThatKeepNothing(LinesThatGoOn):
+    def stays(self, values, step):
+        return values["stage"] != self.stage
+
+
+@wrong("tracker", "resumable")
+class LinesOfAnyStage(LinesThatGoOn):
+    def stays(self, values, step):
+        return values["step"] == step
+
+
+@wrong("tracker", "resumable")
+class LinesThatEnd(LinesThatGoOn):
+    def resume(self, step):
+        super().resume(step)
+        self.log = lambda *_: None
+
+
+@wrong("tracker", "resumable")
+class LinesThatCannotFlush(LinesThatGoOn):
+    def flush(self):
+        raise OSError("a stream that is closed")
+
+
 # The suite
 
 

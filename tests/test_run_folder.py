@@ -325,5 +325,5 @@ def test_a_damaged_manifest_is_not_passed_over_for_an_older_run(tmp_path):
     a_run(tmp_path / "films-20260101-000000")
     newest = a_run(tmp_path / "films-20260102-000000")
     (newest / "manifest.json").write_text(json.dumps({})[:1])
-    with pytest.raises(DataError, match="films-20260102-000000/manifest[.]json cannot be read"):
+    with pytest.raises(DataError, match=r"films-20260102-000000/manifest\.json cannot be read"):
         latest_run(tmp_path, "films")

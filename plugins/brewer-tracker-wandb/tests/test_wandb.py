@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from brewer_core import RequestError, default_registry
+from brewer_core.protocols import ResumableTracker
 from brewer_tracker_wandb import WeightsAndBiases, brewer_trackers
 from offline_runs import OfflineRun, offline_runs
 
@@ -212,6 +213,30 @@ def test_of_a_process_that_is_killed_all_rows_but_the_last_are_there(tmp_path: P
 
 
 # Errors
+
+
+def test_a_stage_that_is_taken_up_again_is_a_second_file_of_the_same_run(tmp_path: Path) -> None:
+    process = python(TRACKED + "import os; os.kill(os.getpid(), 9)", str(tmp_path))
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    (killed,) = (tmp_path / "stages" / "distil" / "wandb").glob("offline-run-*")
+    number = killed.name.rsplit("-", 1)[1]
+    killed.rename(
+        killed.with_name(f"offline-run-20260101_000000-{number}")
+    )  # the names of one second would be the same
+    tracker = WeightsAndBiases(tmp_path, "distil")
+    tracker.log(5, {"total_loss": 1.25})
+    tracker.close()
+    files = list(killed.parent.glob("offline-run-*"))
+    assert [file.name.rsplit("-", 1)[1] for file in files] == [number, number]
+    assert not isinstance(tracker, ResumableTracker)  # wandb takes nothing back
+
+
+def test_without_a_stage_no_run_goes_on(tmp_path: Path) -> None:
+    for _ in range(2):
+        WeightsAndBiases(tmp_path, "").close()
+    ids = {folder.name.rsplit("-", 1)[1] for folder in (tmp_path / "wandb").glob("offline-run-*")}
+    assert len(ids) == 2
 
 
 def test_without_an_account_the_online_mode_is_refused(tmp_path: Path) -> None:

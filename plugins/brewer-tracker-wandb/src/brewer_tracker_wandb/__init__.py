@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import wandb
 
 FLUSH_INTERVAL_S = 1.0
+RUN_ID = "wandb/run-id"
+"""Where the folder of a stage keeps the id of its run."""
 REPORTING = "WANDB_ERROR_REPORTING"
 Tag: TypeAlias = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -28,6 +30,10 @@ class WeightsAndBiases:
     Its files are in `wandb/` of the stage's folder, as those of `tensorboard` are in theirs. What is logged at one step is one
     row there, so a row is written when the next step is logged or the tracker is closed; a process that is killed outright
     loses its last row and what came in the last second.
+
+    A stage that is taken up again goes on with its run of wandb, by the id that its folder keeps. wandb takes nothing back, so
+    the steps between the checkpoint and the kill stay as they were logged first: `online` passes over them when they come
+    again; offline they are told again in a second file of the same run.
 
     Each tracker has a run to itself, whatever other runs of wandb the process has. Neither code, git, requirements, the
     machine's state nor what is printed is recorded. wandb's reports on its own errors, for which it looks up a host even
@@ -61,7 +67,10 @@ class WeightsAndBiases:
     ) -> None:
         import wandb
 
-        name = run_dir.resolve().name
+        name, folder = run_dir.resolve().name, _folder(run_dir, stage)
+        former = (
+            _former(folder) if stage else None
+        )  # without a stage the folder is the user's, with runs of any training
         with _without_reports():
             try:
                 self._run = wandb.init(
@@ -71,8 +80,9 @@ class WeightsAndBiases:
                     group=group or name,
                     tags=tags,
                     name=f"{name}/{stage}" if stage else name,
-                    id=secrets.token_hex(4),  # stages would share the one of WANDB_RUN_ID
-                    dir=_folder(run_dir, stage),
+                    id=former or secrets.token_hex(4),  # stages would share the one of WANDB_RUN_ID
+                    resume="allow" if former else None,
+                    dir=folder,
                     reinit="create_new",  # leaves the process's other runs alone
                     settings=_settings(),
                 )
@@ -81,6 +91,8 @@ class WeightsAndBiases:
                     f'tracker `wandb`: {str(error).rstrip(".")}; mode is "{mode}", and "offline" needs neither an account nor a '
                     "network."
                 ) from error
+        if stage and mode != "disabled":
+            (folder / RUN_ID).write_text(f"{self._run.id}\n", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add figures to the row of a step. Steps only go up: wandb drops what is logged at an earlier one."""
@@ -102,6 +114,13 @@ def _folder(run_dir: Path, stage: str) -> Path:
     folder = run_dir / (stage if "/" in stage else f"stages/{stage}") if stage else run_dir
     folder.mkdir(parents=True, exist_ok=True)  # wandb would write elsewhere
     return folder
+
+
+def _former(folder: Path) -> str | None:
+    """The id of the run that a stage has had, where it was interrupted."""
+    file = folder / RUN_ID
+    written = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    return written or None
 
 
 def _settings() -> wandb.Settings:
