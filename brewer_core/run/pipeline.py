@@ -28,7 +28,7 @@ from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, attempt, model_i
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.manifest import made_with, manifest, now
-from brewer_core.run.optimization import make_optimizer
+from brewer_core.run.optimization import check_training
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson, Outcome, distill_lesson, seeded, supervised_lesson, train
 from brewer_core.run.tasks import tasks_of_model, trained_model
@@ -342,7 +342,8 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
         for task, batch in first_batches(lesson, assembly.device).items():
             losses = try_batch(lesson, task, batch)
             terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
-    make_optimizer(assembly.config.stages[position].training.optimizer, lesson.learner.student)
+    path = f"stages[{position}].training"
+    check_training(assembly.config.stages[position].training, lesson.learner.student, lesson.total_steps, path)
     return lesson.total_steps, terms
 
 

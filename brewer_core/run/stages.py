@@ -34,6 +34,7 @@ from brewer_core.run.manifest import made_with
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.tasks import best_for, named_teachers, trained_model
+from brewer_core.run.training_modes import training_modes
 from brewer_core.teachers import LiveTeacher, evaluating
 
 DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
@@ -180,7 +181,8 @@ def train(
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if checkpoints else None,
     )
-    with seeded(assembly.seed("train", tracking), assembly.device):
+    modes = training_modes(lesson.learner.student, training)
+    with seeded(assembly.seed("train", tracking), assembly.device), modes:
         lesson.learner.train()
         engine = Engine(
             lesson.learner,
