@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from brewer_core.errors import BrewerError, ProcessError, RequestError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 T = TypeVar("T")
 

@@ -20,8 +20,10 @@ from brewer_core import KINDS, RunConfig, hookspecs
 from brewer_core.cli.main import app
 from brewer_core.components import Kind
 from brewer_core.config import parse_run_config
+from brewer_core.config.run import OptimizerConfig, ScheduleConfig
 from brewer_core.plugins import build_registry
 from brewer_core.run.library import packaged_config
+from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 from test_new_plugin import merged
 from test_shape_of_the_house import CORE, FLOORS, unit_of
@@ -263,6 +265,7 @@ def test_the_student_of_the_readme_learns_from_its_teacher(tmp_path: Path, monke
             "tutorials/first-plugin.md",
             "how-to/own-data.md",
             "how-to/several-teachers-and-tasks.md",
+            "how-to/training-options.md",
             "how-to/editor.md",
         )
     ],
@@ -276,6 +279,19 @@ def test_whole_configs_of_a_page_are_accepted(page: Path, tmp_path: Path) -> Non
     assert whole
     for document in whole:
         parse_run_config(document, page.name, registry)
+
+
+def test_optimizers_and_schedules_of_a_page_can_be_made() -> None:
+    parts = [json.loads(block) for block in blocks(DOCS / "how-to" / "training-options.md", "json")]
+    (whole,) = [part["stages"][0]["training"] for part in parts if "stages" in part]
+    optimizers = [part for part in parts if "learning_rate" in part] + [whole["optimizer"]]
+    schedules = [part for part in parts if "StepLR" in part.values()] + [whole["schedule"]]
+
+    assert (len(optimizers), len(schedules)) == (2, 2)
+    for optimizer in optimizers:
+        made = make_optimizer(OptimizerConfig.from_dict(optimizer), torch.nn.Linear(2, 2))
+        for schedule in schedules:
+            make_schedule(ScheduleConfig.from_dict(schedule), made, 100)
 
 
 def test_every_kind_has_its_page_of_how_to_write_a_plugin() -> None:

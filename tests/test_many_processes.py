@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
-from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
-from two_processes import in_each
 
-from brewer_core.errors import RequestError
-from brewer_core.processes import Processes
+from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
+from two_processes import in_each
 
 STILL = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 KEY_BIAS = "attention.self.key.bias"  # its true gradient is 0, so that an adaptive optimizer moves it by rounding noise

@@ -21,8 +21,8 @@ from brewer_core.cli.migrating import migrate
 from brewer_core.cli.plugged import PluggedGroup
 from brewer_core.cli.running import run
 from brewer_core.cli.schemata import schema
-from brewer_core.cli.testing import run_properties
 from brewer_core.cli.stopping import end
+from brewer_core.cli.testing import run_properties
 from brewer_core.errors import BrewerError, Stopped
 
 TRACEBACK = "--traceback"

@@ -20,7 +20,19 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from brewer_core.config.base import TOO_DEEP, Bool, Config, Float, FrozenDict, Int, Text, problems, read_json, shown
+from brewer_core.config.base import (
+    TOO_DEEP,
+    Bool,
+    Config,
+    Float,
+    FrozenDict,
+    FrozenOptions,
+    Int,
+    Text,
+    problems,
+    read_json,
+    shown,
+)
 from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
 from brewer_core.config.made_with import missing_plugins, warn_of_other_versions
@@ -35,7 +47,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Positive = Annotated[Float, Field(gt=0)]
-Filled = TypeVar("Filled", bound=Sized)
+Held = TypeVar("Held", bound=Sized)
+Filled = Annotated[Text, Field(min_length=1)]
 Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
@@ -62,7 +75,7 @@ class NotEmpty:
         return {**inner, "minItems" if inner["type"] == "array" else "minProperties": 1}
 
 
-def _not_empty(value: Filled) -> Filled:
+def _not_empty(value: Held) -> Held:
     if not value:
         raise PydanticCustomError("text", "is empty; name at least one")
     return value
@@ -171,25 +184,43 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """An optimizer of torch.optim."""
+    """An optimizer of torch.optim, or of transformers. Names and options are looked up when a run is planned."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Which one."""
+    name: Filled = "adamw"
+    """A class of torch.optim in any case: `adamw`, `sgd`, `RAdam`. `transformers.Adafactor` is that of transformers."""
     learning_rate: Positive = 1e-3
     """The highest learning rate of the schedule."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.01
-    """Decay of every weight."""
+    """Decay of every weight of the model, but for those that `no_decay` spares."""
     momentum: Share = 0.0
-    """Momentum of `sgd`."""
+    """Momentum of `sgd`, and of others that have a setting of that name."""
+    options: FrozenOptions = FrozenDict()
+    """Further settings under the names that the class has for them: `{"betas": [0.9, 0.98], "eps": 1e-6}`."""
+    fused: Bool | None = None
+    """Whether the step is one fused kernel, where the class has one; null for torch's own choice."""
+    no_decay: Literal["biases_and_norms", "none"] = "biases_and_norms"
+    """What does not decay: biases, parameters of norms, and other vectors; or nothing."""
 
 
 class ScheduleConfig(Config):
-    """How the learning rate moves over the stage."""
+    """How the learning rate moves over the stage. Names and options are looked up when a run is planned."""
 
-    name: Literal["constant", "linear", "cosine", "one_cycle"] = "linear"
-    """After the warm-up: stay, fall linearly to 0, fall as a cosine to 0, or torch's OneCycleLR."""
-    warmup: Share = 0.1
-    """Share of the steps over which the rate rises (its peak, for `one_cycle`)."""
+    name: Filled = "linear"
+    """After the warm-up `constant`, `linear` to 0 or `cosine` to 0; `one_cycle`; a schedule of transformers such as
+    `cosine_with_restarts`; or a class of torch.optim.lr_scheduler such as `StepLR`, in any case."""
+    warmup: Share | None = None
+    """Share of the steps over which the rate rises (its peak, for `one_cycle`). Null is 0.1, and none for torch's classes."""
+    options: FrozenOptions = FrozenDict()
+    """Further settings under the names that the schedule has for them: `{"num_cycles": 3}`. Counts are of optimizer steps."""
+
+
+def _backend(value: Any) -> bool | str:
+    if isinstance(value, bool) or (isinstance(value, str) and value):
+        return value
+    raise PydanticCustomError("text", "expected true, false or the name of a backend, not {v}", {"v": shown(value)})
+
+
+Backend = Annotated[Any, PlainValidator(_backend), WithJsonSchema({"anyOf": [{"type": "boolean"}, NAME_SCHEMA]})]
 
 
 class Optimization(Config):
@@ -229,6 +260,10 @@ class Optimization(Config):
     """Minutes after which the state is saved once more, so that a run that is killed loses no more; null for never."""
     keep_last: Count = 2
     """How many of the latest checkpoints to keep."""
+    gradient_checkpointing: Bool = False
+    """Compute the student's inner states again in the backward pass instead of keeping them: less memory, more time."""
+    compile: Backend = False
+    """Compile the student by torch.compile; the name of a backend, or true for torch's own."""
     keep_best: Bool = True
     """Keep the checkpoint that `evaluation.best` names beside the latest ones."""
 

@@ -22,7 +22,6 @@ from brewer_core.protocols import Batch, Task
 from brewer_core.run.loading import TextLoader
 from brewer_core.teachers import evaluating
 
-
 _WEIGHTS = "weights."
 
 

@@ -18,7 +18,7 @@ from brewer_core.precision import check_precision
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
-from brewer_core.run.optimization import make_optimizer
+from brewer_core.run.optimization import check_training
 from brewer_core.run.stages import Lesson, distill_lesson, supervised_lesson
 from brewer_core.run.tasks import trained_model
 from brewer_core.teachers import evaluating
@@ -117,7 +117,8 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
         for task, batch in first_batches(lesson, assembly.device).items():
             losses = try_batch(lesson, task, batch)
             terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
-    make_optimizer(assembly.config.stages[position].training.optimizer, lesson.learner.student)
+    path = f"stages[{position}].training"
+    check_training(assembly.config.stages[position].training, lesson.learner.student, lesson.total_steps, path)
     return lesson.total_steps, terms
 
 

@@ -36,6 +36,7 @@ from brewer_core.run.manifest import made_with
 from brewer_core.run.optimization import make_optimizer, make_schedule
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.tasks import best_for, named_teachers, trained_model
+from brewer_core.run.training_modes import training_modes
 from brewer_core.stopping import StopRequest
 from brewer_core.teachers import LiveTeacher, evaluating
 
@@ -210,8 +211,8 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if training.checkpoint_every_steps else None,
     )
-    stopwatch = Stopwatch()
-    with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device):
+    modes, stopwatch = training_modes(lesson.learner.student, training), Stopwatch()
+    with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device), modes:
         lesson.learner.train()
         engine = Engine(
             lesson.learner,

@@ -1,0 +1,86 @@
+"""Gradient checkpointing and torch.compile, on a student for as long as it is trained and no longer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from brewer_core.config.run import Optimization
+from brewer_core.errors import ConfigError, did_you_mean
+
+
+@contextmanager
+def training_modes(student: nn.Module, training: Optimization, path: str = "training") -> Iterator[None]:
+    """Switch on what a training asks for, and off again however it ends.
+
+    path: where the training stands in the config. Raises ConfigError where the student or torch does not have it.
+    """
+    with contextlib.ExitStack() as modes:
+        if training.gradient_checkpointing:
+            modes.enter_context(_checkpointing(student, f"{path}.gradient_checkpointing"))
+        if training.compile:
+            modes.enter_context(_compiled(student, training.compile, f"{path}.compile"))
+        yield
+
+
+@contextmanager
+def _checkpointing(student: nn.Module, path: str) -> Iterator[None]:
+    """With reentrant checkpoints hooks inside a layer would see tensors without a graph."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in student.modules()):
+        yield  # whoever made the model wants it so
+        return
+    enable, disable = _switches(student, path)
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError([_no_checkpointing(student, path)]) from error
+    try:
+        yield
+    finally:
+        disable()
+
+
+def _switches(student: nn.Module, path: str) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """The methods of a Hugging Face model, which were `gradient_...` before they became `activation_...`."""
+    for kind in ("activation", "gradient"):
+        enable = getattr(student, f"{kind}_checkpointing_enable", None)
+        disable = getattr(student, f"{kind}_checkpointing_disable", None)
+        if enable is not None and disable is not None:
+            return enable, partial(_disable, student, disable)
+    raise ConfigError([_no_checkpointing(student, path)])
+
+
+def _disable(student: nn.Module, disable: Callable[[], Any]) -> None:
+    disable()
+    with contextlib.suppress(AttributeError):  # a model without them, or a release that has put none on
+        student.disable_input_require_grads()  # type: ignore[operator]  # hooks on embeddings, which `disable` leaves
+
+
+def _no_checkpointing(student: nn.Module, path: str) -> str:
+    return f"{path}: a {type(student).__name__} has no gradient checkpointing; leave it out"
+
+
+@contextmanager
+def _compiled(student: nn.Module, backend: bool | str, path: str) -> Iterator[None]:
+    """In place, so that the names of its weights stay."""
+    _check_backend(backend, path)
+    before = student._compiled_call_impl
+    student.compile(**({} if backend is True else {"backend": backend}))
+    try:
+        yield
+    finally:
+        student._compiled_call_impl = before  # torch has no public way back
+        torch.compiler.reset()  # what was compiled counts against torch's limit for the next stage
+
+
+def _check_backend(backend: bool | str, path: str) -> None:
+    """Raises ConfigError for a name that torch does not know; nothing is traced."""
+    if backend is not True and backend not in torch.compiler.list_backends(exclude_tags=()):
+        usual = [*torch.compiler.list_backends(), "aot_eager", "eager"]  # the others are torch's own tests
+        raise ConfigError([f"{path}: torch has no backend {backend!r}{did_you_mean(str(backend), usual)}"])
