@@ -34,12 +34,6 @@ class Listener:
     def checkpoint(self, step: int) -> None:
         """A checkpoint is due."""
 
-    def saving(self, step: int) -> None:
-        """A checkpoint is about to be written."""
-
-    def resumed(self, step: int) -> None:
-        """Training goes on after this step, of which everything that was heard later is void; after 0, from the beginning."""
-
     def end(self) -> None:
         """Training is over, whether it finished or failed."""
 

@@ -585,7 +585,8 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step() -> None:
     loader[5] = {**loader[5], "gain": float("nan")}
     assert message(NonFiniteError, lambda: stopped.train(loader, Duration(steps=4))) == (
         "optimizer step 3 of 4: the term `kd_loss` is not finite, in micro-batch 2 of the step; training stopped before the step, "
-        "and nothing was changed by it. Look for empty or extreme batches, lower the learning rate, clip with max_grad_norm, or raise the temperature."
+        "and nothing was changed by it. Look for empty or extreme batches, lower the learning rate, clip with max_grad_norm, or "
+        "raise the temperature."
     )
     assert stopped.step == 2
     assert_same(student_of(stopped), student_of(expected))
@@ -615,8 +616,8 @@ def test_a_gradient_that_is_not_a_number_stops_before_the_step(max_grad_norm: fl
     stopped = engine(made, max_grad_norm=max_grad_norm)
     assert message(NonFiniteError, lambda: stopped.train(batches(table(), [8]), Duration(steps=2))) == (
         "optimizer step 1 of 2: the norm of the gradients is not finite, in micro-batch 1 of the step; training stopped "
-        "before the step, and nothing was changed by it. Look for empty or extreme batches, lower the learning rate, clip with max_grad_norm, or raise the "
-        "temperature."
+        "before the step, and nothing was changed by it. Look for empty or extreme batches, lower the learning rate, clip with "
+        "max_grad_norm, or raise the temperature."
     )
     assert_same(weights(made), before)
 

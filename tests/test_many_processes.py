@@ -67,7 +67,10 @@ def multi_task() -> dict[str, Any]:
     return config(
         task=None,
         tasks={"a": {"kind": "text_classification"}, "b": {"kind": "text_classification"}},
-        data={"films": {"source": source, "task": "a"}, "more": {"source": source, "task": "b", "select": {"share": 0.5}}},
+        data={
+            "films": {"source": source, "task": "a"},
+            "more": {"source": source, "task": "b", "select": {"share": 0.5}},
+        },
         models={"teacher": still(16, 2), "other": still(16, 1), "student": still(8, 1)},
         stages=[
             supervised(training=many),
@@ -118,12 +121,17 @@ def assert_same_weights(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, t
     assert ours.keys() == theirs.keys()
     for name in ours:
         if KEY_BIAS not in name:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                ours[name], theirs[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_end_with_the_student_of_one(folder: Path, name: str) -> None:
-    for model in ("student", *(str(path.relative_to(folder / f"{name}-1")) for path in folder.glob(f"{name}-1/stages/*/model"))):
+    for model in (
+        "student",
+        *(str(path.relative_to(folder / f"{name}-1")) for path in folder.glob(f"{name}-1/stages/*/model")),
+    ):
         assert_same_weights(weights_in(folder / f"{name}-1" / model), weights_in(folder / f"{name}-2" / model))
 
 

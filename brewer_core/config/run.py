@@ -270,9 +270,11 @@ class Optimization(Config):
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.batch_size == "auto" and self.accumulation > 1:
-            raise ValueError("accumulation: batch_size is \"auto\", which finds it; give rows_per_step in its place")
+            raise ValueError('accumulation: batch_size is "auto", which finds it; give rows_per_step in its place')
         if self.batch_size != "auto" and self.rows_per_step is not None:
-            raise ValueError("rows_per_step: goes with batch_size \"auto\"; a step has batch_size x accumulation rows else")
+            raise ValueError(
+                'rows_per_step: goes with batch_size "auto"; a step has batch_size x accumulation rows else'
+            )
         return self
 
     @property

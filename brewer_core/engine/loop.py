@@ -145,7 +145,10 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """All that training changes, and where it stands: what it takes to go on to the same end, on all processes."""
-        own = {"random": random_states(self.device), "data": {task: t.state_dict() for task, t in self._loaders.items()}}
+        own = {
+            "random": random_states(self.device),
+            "data": {task: t.state_dict() for task, t in self._loaders.items()},
+        }
         draws = self.generator.bit_generator.state if isinstance(self.generator, numpy.random.Generator) else None
         return {
             "learner": self.learner.state_dict(),
@@ -252,9 +255,7 @@ class Engine:
         norm = self._gradient_norm()
         return self._is_finite(recorded, norm) and self._apply(recorded)
 
-    def _split_step(
-        self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]
-    ) -> list[_Seen]:
+    def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[_Seen]:
         """The micro-batches in as many parts as fit into the memory of every process."""
         while True:
             states = random_states(self.device)
@@ -295,9 +296,7 @@ class Engine:
         assert isinstance(total, Tensor)
         return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
 
-    def _weighed(
-        self, micro_batches: Iterator[MicroBatch], count: int
-    ) -> Iterator[tuple[MicroBatch, Shares | None]]:
+    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, Shares | None]]:
         """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
         by_items = self.settings.loss_normalization == "step"
         if not self.processes.several and (count == 1 or not by_items):

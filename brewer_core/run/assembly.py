@@ -56,8 +56,8 @@ class JoinedText(ConcatDataset[Any]):
 class Assembly:
     """The parts of one run, each made when it is first needed.
 
-    base_dir: what relative paths in the config are relative to. processes: those that share the run. Every method raises a BrewerError where data or models
-    are not as the config says.
+    base_dir: what relative paths in the config are relative to. processes: those that share the run.
+    Every method raises a BrewerError where data or models are not as the config says.
     """
 
     def __init__(
@@ -349,14 +349,14 @@ class Assembly:
         try:
             with seeded(self.seed("model", name), self.device):  # whatever it draws from, and whenever it is built
                 built = build(
-                role="teacher" if name in self.teacher_names else "student",
-                task=task,
-                teacher=teacher,
-                tokenizer=tokenizer,
-                num_labels=len(task.labels),
-                seed=self.seed("model", name),
-                base_dir=self.base_dir,
-            )
+                    role="teacher" if name in self.teacher_names else "student",
+                    task=task,
+                    teacher=teacher,
+                    tokenizer=tokenizer,
+                    num_labels=len(task.labels),
+                    seed=self.seed("model", name),
+                    base_dir=self.base_dir,
+                )
         except BrewerError as error:
             raise ConfigError([f"models.{name}: {str(error).rstrip('.')}"], "config") from error
         if not isinstance(built, LoadedModel):

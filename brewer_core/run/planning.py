@@ -146,7 +146,9 @@ def _evaluator(assembly: Assembly, use: str, task: str) -> Evaluator:
     config = assembly.config
     metrics = {_metric_name(ref, i, config): assembly.bind(ref) for i, ref in enumerate(config.evaluation.metrics)}
     loader = assembly.evaluation_loader(use, task)
-    return Evaluator(loader, metrics, assembly.task(task), assembly.device, config.precision, model_inputs, assembly.processes)
+    return Evaluator(
+        loader, metrics, assembly.task(task), assembly.device, config.precision, model_inputs, assembly.processes
+    )
 
 
 def _metric_name(ref: ComponentRef, position: int, config: RunConfig) -> str:

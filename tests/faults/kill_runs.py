@@ -68,7 +68,9 @@ def configs() -> dict[str, dict[str, Any]]:
     general["data"]["films"]["augmentations"] = [{"name": "masking", "p": 0.3}]
     dense = document(
         stages=[
-            supervised(training=training(**{**many, "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}})),
+            supervised(
+                training=training(**{**many, "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}})
+            ),
             distill(training=training(**{**many, "checkpoint_every_steps": 1, "schedule": {"name": "one_cycle"}})),
         ]
     )
@@ -165,7 +167,9 @@ def _where(output: Path) -> str:
 
 def differences(left: Path, right: Path) -> Iterator[str]:
     """What is not the same, bit for bit, in what two runs left."""
-    models = sorted(path.parent.relative_to(left) for path in left.glob("**/model.safetensors") if "checkpoints" not in str(path))
+    models = sorted(
+        path.parent.relative_to(left) for path in left.glob("**/model.safetensors") if "checkpoints" not in str(path)
+    )
     if not models:
         yield "no model"
     for model in models:
