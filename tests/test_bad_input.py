@@ -516,9 +516,9 @@ def test_a_loss_that_is_not_finite_fails_the_run(folder, capsys):
     config = write_config(folder, document(stages=[supervised(training=wild)]))
     assert brewer("run", config, "-o", folder / "out") == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "brewer: error: optimizer step 2 of 50: the term `hard_label_loss` is not finite; training stopped before the step, and "
-        "nothing was changed by it. Look for empty or extreme batches, lower the learning rate, clip with max_grad_norm, or "
-        "raise the temperature."
+        "brewer: error: optimizer step 2 of 50: the term `hard_label_loss` is not finite, in data.films.train rows 7, 13, 14, 15; "
+        "training stopped before the step, and nothing was changed by it. Look for empty or extreme batches, lower the learning "
+        "rate, clip with max_grad_norm, or raise the temperature."
     )
     assert read(folder / "out/manifest.json")["status"] == "failed"
     assert not (folder / "out/student").exists()

@@ -426,7 +426,7 @@ class RunConfig(Config):
     """How models are evaluated."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on with the run that the folder holds, if it holds an unfinished one; the option `--resume` says the same."""
-    shard: tuple[Literal["student", "teachers"], ...] = ()
+    sharded: tuple[Literal["student", "teachers"], ...] = ()
     """What is split over the processes, by torch's FSDP2, where a copy is too large for each."""
     trackers: tuple[Annotated[ComponentRef, OfKind("tracker")], ...] = (ComponentRef("tracker", "tensorboard"),)
     """Where figures go beside `metrics.jsonl`."""

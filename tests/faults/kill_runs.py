@@ -1,25 +1,28 @@
 """Kills runs with SIGKILL at random moments, goes on with them until they are done, and compares bit for bit.
 
 Usage: python tests/faults/kill_runs.py [--kills 50] [--seed 0]
-For each of several configs a run is carried out undisturbed; then the same run again, killed at moments that the seed gives:
-after a random time, or as soon as a draft of a checkpoint, of a model or of a manifest is seen in its folder, so inside a save.
-Prints what was killed where, and exits with 1 where anything differs.
+For each of several configs a run is carried out undisturbed; then the same run again, killed at moments that the seed gives: by
+another process after a random time, or by itself just as it hands its n-th file over to the disk, so inside a save. Prints what
+was killed where, and exits with 1 where anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -100,63 +103,56 @@ def _tasks(many: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """The run, in a process of its own, going on where it is."""
-    command = [sys.executable, "-m", "brewer_core", "run", "config.json", "--resume", "--output", str(output)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+class Undisturbed(NamedTuple):
+    """What a run does by itself: seconds until it begins to write and until its end, and how often it flushes a file."""
+
+    begins_s: float
+    ends_s: float
+    flushes: int
 
 
-def carried_out(folder: Path, output: Path) -> None:
+def start(folder: Path, output: Path, last_flush: int = 0) -> subprocess.Popen[bytes]:
+    """The run, in a process of its own, going on where it is; killed inside its n-th flush, if one is given."""
+    options = ["run", "config.json", "--resume", "--output", str(output)]
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("flushing.py")), str(last_flush), *options],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"},  # it starts often
+    )
+
+
+def carried_out(folder: Path, output: Path) -> Undisturbed:
     """The run, undisturbed. Raises RuntimeError where it fails."""
+    started = time.monotonic()
     process = start(folder, output)
+    while process.poll() is None and not (output / "lock").exists():
+        time.sleep(0.01)
+    begins = time.monotonic() - started
     _, said = process.communicate(timeout=PATIENCE_S)
     if process.returncode:
         raise RuntimeError(f"{output.name} ended with {process.returncode}: {said.decode()}")
+    flushes = said.decode().rpartition("flushes: ")[2]
+    return Undisturbed(begins, time.monotonic() - started, int(flushes))
 
 
-def killed_until_done(folder: Path, output: Path, kills: Kills) -> None:
+def killed_until_done(folder: Path, output: Path, kills: Kills, whole: Undisturbed) -> None:
     """The run, killed as long as kills are left, and then carried out."""
     while kills.left > 0:
-        process = start(folder, output)
-        moment = _kill(process, output, kills.draws)
+        inside = kills.draws.random() < 0.5
+        process = start(folder, output, kills.draws.randint(1, whole.flushes) if inside else 0)
+        if not inside:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(kills.draws.uniform(0.8 * whole.begins_s, whole.ends_s))
+            process.kill()
         _, said = process.communicate(timeout=PATIENCE_S)
         if process.returncode == 0:  # it was done before the moment came
             return
-        if process.returncode != -9:
+        if process.returncode != -signal.SIGKILL:
             raise RuntimeError(f"{output.name} ended with {process.returncode}: {said.decode()}")
-        kills.moments[moment] += 1
+        kills.moments["inside a save, " * inside + _where(output)] += 1
     carried_out(folder, output)
-
-
-def _kill(process: subprocess.Popen[bytes], output: Path, draws: random.Random) -> str:
-    """Kill it at a moment that is drawn, and say where it was."""
-    inside = draws.choice(["", "", "*/*/checkpoints/.*.partial", "*/*/.*.partial", ".*.partial"])
-    seconds, begun = draws.uniform(0, 6), draws.randrange(8) > 0
-    if begun:  # of a process, most of the time is spent on imports
-        _until(process, lambda: (output / "lock").exists())
-    if inside:
-        skipped = draws.randrange(6)
-        seen = set[str]()
-
-        def there() -> bool:
-            seen.update(str(path) for path in output.glob(inside))
-            return len(seen) > skipped
-
-        _until(process, there)
-    else:
-        ends = time.monotonic() + seconds / (1 if begun else 2)
-        _until(process, lambda: time.monotonic() >= ends)
-    process.kill()
-    where = _where(output)
-    return f"inside a save, {where}" if inside else where
-
-
-def _until(process: subprocess.Popen[bytes], holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + PATIENCE_S
-    while process.poll() is None and not holds():
-        if time.monotonic() > ends:
-            raise RuntimeError("the moment to kill did not come")
-        time.sleep(0.0005)
 
 
 def _where(output: Path) -> str:
@@ -220,8 +216,8 @@ def compare(name: str, config: Mapping[str, Any], folder: Path, kills: Kills) ->
     """What differs between a run that is killed and the same run undisturbed."""
     films(folder)
     write_config(folder, dict(config))
-    carried_out(folder, folder / "whole")
-    killed_until_done(folder, folder / "killed", kills)
+    whole = carried_out(folder, folder / "whole")
+    killed_until_done(folder, folder / "killed", kills, whole)
     return [f"{name}: {difference}" for difference in differences(folder / "whole", folder / "killed")]
 
 
