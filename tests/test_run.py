@@ -12,6 +12,7 @@ import numpy
 import pytest
 import torch
 
+from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import build_registry
 from brewer_core.run import run_config
@@ -369,8 +370,8 @@ def test_the_best_weights_are_kept_and_published(run):
 
     assert (summary["student"]["best_step"], summary["student"]["steps"]) == (2, 5)
     checkpoints = folder / "stages/teacher/checkpoints"
-    assert {path.name for path in checkpoints.iterdir()} == {"step-2", "step-5"}
-    state = torch.load(checkpoints / "step-2/state.pt", weights_only=True)["learner"]
+    assert {path.name for path in checkpoints.iterdir()} == {"step-2", "step-4", "step-5"}
+    state = Checkpoints(checkpoints).load(2)["learner"]
     best = {name.removeprefix("student."): tensor for name, tensor in state.items() if name.startswith("student.")}
     published = weights_in(folder / "student")
     assert_same(published, {name: best[name] for name in published})
