@@ -10,11 +10,12 @@ import pickle
 import re
 import shutil
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -147,15 +148,10 @@ class Checkpoints:
                 remove_whole(self.folder / f"step-{step}")
 
     def _not_written(self, step: int, state: Mapping[str, Any], error: Exception) -> str:
-        code = _code_of(error)
-        reason = os.strerror(code).lower() if code else _first_words(error)
-        advice = "Take the run up again with --resume."
-        if code in _FULL:
-            reason += _space(state, self.folder)
-            advice = "Free some space and take the run up again with --resume."
+        advice = "Free some space and take" if _code_of(error) in _FULL else "Take"
         return (
-            f"checkpoint of step {step} could not be written to {self.folder}: {reason}; the checkpoints before it are kept. "
-            f"{advice}"
+            f"checkpoint of step {step} could not be written to {self.folder}: {_why_not_written(error, state, self.folder)}; "
+            f"the checkpoints before it are kept. {advice} the run up again with --resume."
         )
 
 
@@ -164,12 +160,8 @@ def save_state_dict(state: Mapping[str, Any], path: Path) -> None:
     try:
         write_whole(path, lambda draft: _save(dict(state), draft))
     except (OSError, RuntimeError) as error:
-        code = _code_of(error)
-        reason = os.strerror(code).lower() if code else _first_words(error)
-        space = _space(state, path.parent) if code in _FULL else ""
-        raise SaveError(
-            f"the state dict {path} could not be written: {reason}{space}; free some space there."
-        ) from error
+        reason = _why_not_written(error, state, path.parent)
+        raise SaveError(f"the state dict {path} could not be written: {reason}; the file before it is kept.") from error
 
 
 class _Unsavable(Exception):  # no error of its own: the reason in that of `save`
@@ -189,12 +181,12 @@ class _DamagedError(DataError):
 
 def _write(folder: Path, state: Mapping[str, Any]) -> None:
     """The files of a state; what is in files of tensors leaves None in its place in `state.pt`."""
-    rest = dict(state)
+    rest = {entry: _without_numpy_numbers(value) for entry, value in state.items()}
     for entry, value in state.items():
         tensors = _plain_tensors(value) if _FILE_NAME.fullmatch(entry) else {}
         if tensors:
             _save_tensors(tensors, folder / f"{entry}{TENSORS}")
-            rest[entry] = _without(value, tensors)
+            rest[entry] = _without(rest[entry], tensors)
     try:
         _save(rest, folder / STATE_FILE)
         torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)  # mapped: no tensor is read
@@ -227,11 +219,22 @@ def _without(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
     return kept
 
 
+def _without_numpy_numbers(value: Any) -> Any:
+    """The value with Python's numbers for numpy's, such as a learning rate, which would be read back as code."""
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: _without_numpy_numbers(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_numpy_numbers(inner) for inner in value)
+    return value
+
+
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write each tensor once; the metadata give the first name of those that are the same, as safetensors' models do."""
     first: dict[Any, str] = {}
     names = {name: first.setdefault(_identity(name, tensor), name) for name, tensor in tensors.items()}
-    own = {name: _apart(tensors[name]) for name in dict.fromkeys(names.values())}
+    own = _apart({name: tensors[name] for name in dict.fromkeys(names.values())})
     save_file(own, file, metadata={name: kept for name, kept in names.items() if name != kept})
 
 
@@ -243,10 +246,15 @@ def _identity(name: str, tensor: Tensor) -> Any:
     return tensor.data_ptr(), *layout
 
 
-def _apart(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous, in memory that no other one has a part of."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous, each in memory that no other one has a part of, which safetensors would refuse."""
+    storages = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor
+        if tensor.is_contiguous() and storages[tensor.untyped_storage().data_ptr()] == 1
+        else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _save(value: Any, file: Path) -> None:
@@ -285,6 +293,12 @@ def _trouble(value: Any) -> str | None:
         name = found.group(1) if found else "something"
         return f"holds {name}, which is no tensor and no plain value"
     return None
+
+
+def _why_not_written(error: Exception, state: Mapping[str, Any], folder: Path) -> str:
+    code = _code_of(error)
+    reason = os.strerror(code).lower() if code else _first_words(error)
+    return reason + (_space(state, folder) if code in _FULL else "")
 
 
 def _space(state: Mapping[str, Any], folder: Path) -> str:

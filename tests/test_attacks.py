@@ -13,6 +13,7 @@ import torch
 
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.errors import DataError
+from brewer_core.files import sha256_of
 from runs import bert, brewer, distill, document, films, supervised, tree, write_config
 
 pytest.importorskip("transformers", reason="runs need the extra hf")
@@ -126,7 +127,10 @@ def test_data_are_not_unpickled(folder, trace, refused):
 
 def test_a_checkpoint_is_not_unpickled(tmp_path, trace):
     kept = Checkpoints(tmp_path / "checkpoints")
-    kept.save(1, {"learner": Attack(trace)})
+    state = kept.save(1, {"step": 1}) / "state.pt"
+    torch.save({"learner": Attack(trace)}, state)
+    sums = {"state.pt": {"sha256": sha256_of(state), "bytes": state.stat().st_size}}
+    (state.parent / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
     with pytest.raises(DataError, match=r"state.pt cannot be read: Weights only load failed; take an earlier one\.$"):
         kept.load(1)
     assert not trace.exists()

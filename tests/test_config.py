@@ -82,7 +82,7 @@ def test_the_defaults_of_a_training_are_textbrewers_and_then_ours():
         "loss_normalization": "micro_batch",
         "precision": "no",
         "log_every_steps": 10,
-        "keep_last": 1,
+        "keep_last": 2,
     }
 
 

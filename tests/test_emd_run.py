@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from brewer_core.checkpoints import Checkpoints
 from runs import brewer, distill, document, films, supervised, training, weights_in, write_config
 from tiny import assert_same
 
@@ -66,8 +66,7 @@ def test_the_seed_alone_decides_and_a_checkpoint_holds_projections_and_layer_wei
     for name in ("a", "b"):
         assert brewer("run", file, "--output", folder / name) == 0
     assert_same(weights_in(folder / "a" / "student"), weights_in(folder / "b" / "student"))
-    saved = folder / "a" / "stages" / "distil" / "checkpoints" / "step-3" / "state.pt"
-    state = torch.load(saved, weights_only=True)
+    state = Checkpoints(folder / "a" / "stages" / "distil" / "checkpoints").load(3)
     assert [tuple(state["learner"][f"parts.{i}.weight"].shape) for i in range(2)] == [(16, 8), (16, 8)]
     assert state["strategy"]["student"] == [1.0]
     assert sum(state["strategy"]["teacher"]) == pytest.approx(1)

@@ -81,6 +81,6 @@ def test_a_run_writes_the_versions_of_what_its_config_names(tmp_path: Path, caps
 
     kept = Checkpoints(folder / "out/stages/teacher/checkpoints", made_with={"brewer-core": "9.9"})
     with pytest.warns(
-        UserWarning, match=rf"state\.pt was made with brewer-core {OWN}, and 9\.9 is installed; results may differ\.$"
+        UserWarning, match=rf"step-1 was made with brewer-core {OWN}, and 9\.9 is installed; results may differ\.$"
     ):
         assert "made_with" not in kept.load(1)

@@ -370,7 +370,7 @@ def test_the_best_weights_are_kept_and_published(run):
 
     assert (summary["student"]["best_step"], summary["student"]["steps"]) == (2, 5)
     checkpoints = folder / "stages/teacher/checkpoints"
-    assert {path.name for path in checkpoints.iterdir()} == {"step-2", "step-5"}
+    assert {path.name for path in checkpoints.iterdir()} == {"step-2", "step-4", "step-5"}
     state = Checkpoints(checkpoints).load(2)["learner"]
     best = {name.removeprefix("student."): tensor for name, tensor in state.items() if name.startswith("student.")}
     published = weights_in(folder / "student")

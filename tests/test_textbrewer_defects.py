@@ -37,6 +37,7 @@ from brewer_core import (
     default_registry,
     register_new,
 )
+from brewer_core.checkpoints import Checkpoints
 from brewer_core.errors import AdaptorError, ReadOnlyError
 from brewer_core.learner import Learner
 from differential.reference import data_utils as their_data_utils
@@ -897,7 +898,7 @@ def test_a_checkpoint_holds_all_that_training_changes(bench: Bench) -> None:
     distiller = bench.make(brewer_core, "GeneralDistiller", "row_logits", "hidden", intermediate_matches=[MATCH])
     schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 1}}
     train(distiller, **schedule)
-    state = torch.load(bench.folder / "checkpoints" / "step-4" / "state.pt", weights_only=True)
+    state = Checkpoints(bench.folder / "checkpoints").load(4)
     assert sorted(state) == ["learner", "optimizer", "scaler", "scheduler", "step", "strategy"]
     student = {name.removeprefix("student."): t for name, t in state["learner"].items() if name.startswith("student.")}
     assert_same(student, weights(distiller.model_S))
