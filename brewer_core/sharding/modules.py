@@ -47,6 +47,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def shard_learner(learner: nn.Module, mesh: DeviceMesh) -> None:
     """Shard the learner's `student`, then what else the learner trains. Nothing may be added to it afterwards.
 
+    A gradient is the mean over processes. Each backward pass must reach the same parameters on all of them: torch does not
+    notice where it does not, and adds up gradients of different parameters.
+
     Raises RequestError for what cannot be sharded, before anything is.
     """
     student = learner.get_submodule("student")
@@ -166,9 +169,10 @@ def _check(model: nn.Module) -> None:
 
 
 def _check_sharing(learner: nn.Module, student: nn.Module) -> None:
-    for name in _shared(student, learner):
+    shared = _shared(student, learner)
+    if shared:
         raise RequestError(
-            f"the student's parameter {name!r} is also one of a projection, a loss or the strategy, and so would be sharded "
+            f"the student's parameter {shared[0]!r} is also one of a projection, a loss or the strategy, and so would be sharded "
             "twice; give that a parameter of its own, or train without sharding."
         )
 
