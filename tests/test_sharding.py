@@ -248,9 +248,9 @@ REFUSED = {
         "the embedding 'part' gives sparse gradients, which cannot be sharded; build it with sparse=False.",
     ),
     "two types": (
-        lambda: nn.Linear(2, 2, dtype=torch.float64),
-        "'student.of_tokens.bias' in float32 and 'part.bias' in float64 are both trained; a sharded model is trained in one "
-        "type, so convert it to one.",
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64)),
+        "'part.0.bias' in float32 and 'part.1.bias' in float64 are both trained; what is sharded together is trained in one type, "
+        "so convert it to one.",
     ),
 }
 
@@ -261,6 +261,12 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is(case: str, mesh: A
     model = Holder(Tiny(4, 1), build())
     assert message(RequestError, lambda: sharding.shard_learner(model, mesh)) == expected
     assert not sharding.is_sharded(model)
+
+
+def test_a_projection_may_be_of_another_type_than_the_student(mesh: Any) -> None:
+    model = Holder(Tiny(4, 1).to(torch.bfloat16), nn.Linear(2, 2))
+    sharding.shard_learner(model, mesh)
+    assert sharding.is_sharded(model)
 
 
 def test_a_parameter_of_student_and_projection_both_is_refused(mesh: Any) -> None:

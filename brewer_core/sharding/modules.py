@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises RequestError for what cannot be sharded.
     """
     _check(model)
+    _check_types(model.named_parameters())
     for block in reversed(list(_blocks(model))):  # those inside others first
         if not _shared(block, model):
             _shard_unit(block, mesh)
@@ -47,11 +48,16 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 def shard_learner(learner: nn.Module, mesh: DeviceMesh) -> None:
     """Shard the learner's `student`, then what else the learner trains. Nothing may be added to it afterwards.
 
+    A gradient is the mean over processes. Each backward pass must reach the same parameters on all of them: torch does not
+    notice where it does not, and adds up gradients of different parameters.
+
     Raises RequestError for what cannot be sharded, before anything is.
     """
     student = learner.get_submodule("student")
     _check(learner)
     _check_sharing(learner, student)
+    _check_types(student.named_parameters())
+    _check_types(each for each in learner.named_parameters() if not each[0].startswith("student."))
     shard(student, mesh)
     _take_over(learner, mesh)
     fully_shard(learner, mesh=mesh, reshard_after_forward=True)
@@ -159,16 +165,22 @@ def _check(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise RequestError(f"the parameter {name!r} has no dimension to shard; give it one, of length 1.")
-    types = {parameter.dtype: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _check_types(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    types = {parameter.dtype: name for name, parameter in named if parameter.requires_grad}
     if len(types) > 1:
         shown = " and ".join(f"{name!r} in {str(dtype).removeprefix('torch.')}" for dtype, name in types.items())
-        raise RequestError(f"{shown} are both trained; a sharded model is trained in one type, so convert it to one.")
+        raise RequestError(
+            f"{shown} are both trained; what is sharded together is trained in one type, so convert it to one."
+        )
 
 
 def _check_sharing(learner: nn.Module, student: nn.Module) -> None:
-    for name in _shared(student, learner):
+    shared = _shared(student, learner)
+    if shared:
         raise RequestError(
-            f"the student's parameter {name!r} is also one of a projection, a loss or the strategy, and so would be sharded "
+            f"the student's parameter {shared[0]!r} is also one of a projection, a loss or the strategy, and so would be sharded "
             "twice; give that a parameter of its own, or train without sharding."
         )
 
