@@ -71,6 +71,8 @@ def bert(width: int, layers: int, seed: int) -> nn.Module:
     return filled(transformers.BertForSequenceClassification(config), seed)
 
 
+STEADY = {"options": {"eps": 1e-3}}
+"""For AdamW, whose usual eps makes steps of the rounding in gradients that are 0: those of keys' biases."""
 ASKED = {"output_hidden_states": True, "output_attentions": True}
 
 
@@ -143,7 +145,14 @@ def supervised_bert(**changes: Any) -> Curve:
     settings = {"accumulation": 2}
     loader = texts([4, 6, 3, 5])
     return train(
-        bert(16, 2, 1), TextClassification(), Supervised(), loader, schedule="cosine", settings=settings, **changes
+        bert(16, 2, 1),
+        TextClassification(),
+        Supervised(),
+        loader,
+        optimizer=STEADY,
+        schedule="cosine",
+        settings=settings,
+        **changes,
     )
 
 
@@ -172,6 +181,7 @@ def general_bert(**changes: Any) -> Curve:
         sample=loader[0],
         distillation=distillation,
         arguments=ASKED,
+        optimizer=STEADY,
         settings={"accumulation": 2},
         **changes,
     )
@@ -270,11 +280,14 @@ def golden(name: str) -> Curve:
 
 
 def differences(curve: Curve, expected: Curve) -> Iterator[str]:
-    """The figures that are not those expected, by step and name."""
+    """The figures that are not those expected, by step and name.
+
+    abs: what float32 rounds off a KL of nearly equal distributions, which is a small difference of large numbers.
+    """
     for step, (found, wanted) in enumerate(zip(curve, expected, strict=True), start=1):
         for name in sorted(found.keys() | wanted.keys()):
             value, target = found.get(name), wanted.get(name)
-            if value is None or target is None or value != pytest.approx(target, rel=1e-5, abs=1e-9):
+            if value is None or target is None or value != pytest.approx(target, rel=1e-5, abs=2e-6):
                 yield f"step {step}, {name}: {value} in place of {target}"
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from tiny import assert_same, weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
@@ -25,6 +24,7 @@ from brewer_core.objective import Objective
 from brewer_core.plugins import default_registry
 from brewer_core.stopping import StopReason
 from brewer_core.teachers import LiveTeacher
+from tiny import assert_same, weights
 
 CPU = torch.device("cpu")
 ROWS = 22

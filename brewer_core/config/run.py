@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Positive = Annotated[Float, Field(gt=0)]
 Held = TypeVar("Held", bound=Sized)
-Filled = Annotated[Text, Field(min_length=1)]
+Identifier = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
@@ -186,7 +186,7 @@ class DataConfig(Config):
 class OptimizerConfig(Config):
     """An optimizer of torch.optim, or of transformers. Names and options are looked up when a run is planned."""
 
-    name: Filled = "adamw"
+    name: Identifier = "adamw"
     """A class of torch.optim in any case: `adamw`, `sgd`, `RAdam`. `transformers.Adafactor` is that of transformers."""
     learning_rate: Positive = 1e-3
     """The highest learning rate of the schedule."""
@@ -205,7 +205,7 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """How the learning rate moves over the stage. Names and options are looked up when a run is planned."""
 
-    name: Filled = "linear"
+    name: Identifier = "linear"
     """After the warm-up `constant`, `linear` to 0 or `cosine` to 0; `one_cycle`; a schedule of transformers such as
     `cosine_with_restarts`; or a class of torch.optim.lr_scheduler such as `StepLR`, in any case."""
     warmup: Share | None = None
