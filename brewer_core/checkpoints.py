@@ -117,6 +117,10 @@ class Checkpoints:
         _warn_each(damaged, "no whole one is before it.")
         return None
 
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return findable(self.folder / f"step-{step}")
+
     def pin(self, step: int) -> None:
         """Keep a step beside the latest ones, in place of the one pinned before."""
         self.pinned = step
@@ -174,6 +178,23 @@ class _DamagedError(DataError):
     def __init__(self, file: Path, reason: str) -> None:
         self.file, self.reason = file, reason
         super().__init__(f"checkpoint {file} cannot be read: {reason}; take an earlier one.")
+
+
+def why_unsavable(value: Any) -> str | None:
+    """Why a part of a state cannot be in a checkpoint, for a sentence of which it is the subject; None where it can."""
+    written = io.BytesIO()
+    try:
+        torch.save(_without_numpy_numbers(value), written)
+    except _UNSAVABLE as error:
+        return f"cannot be saved ({_first_words(error)})"
+    written.seek(0)
+    try:
+        torch.load(written, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = found.group(1) if found else "something"
+        return f"holds {name}, which is no tensor and no plain value"
+    return None
 
 
 # Writing
@@ -273,26 +294,10 @@ def _write_checksums(folder: Path) -> None:
 def _blame(state: Mapping[str, Any], error: Exception) -> str:
     """The entry that cannot be saved and read back, and why."""
     for entry, value in state.items():
-        reason = _trouble(value)
+        reason = why_unsavable(value)
         if reason:
             return f"its entry `{entry}` {reason}; keep that out of its state_dict()"
     return _first_words(error)
-
-
-def _trouble(value: Any) -> str | None:
-    written = io.BytesIO()
-    try:
-        torch.save(value, written)
-    except _UNSAVABLE as error:
-        return f"cannot be saved ({_first_words(error)})"
-    written.seek(0)
-    try:
-        torch.load(written, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        name = found.group(1) if found else "something"
-        return f"holds {name}, which is no tensor and no plain value"
-    return None
 
 
 def _why_not_written(error: Exception, state: Mapping[str, Any], folder: Path) -> str:

@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import DistillationConfig
 from brewer_core.engine import Duration, Engine, Settings
-from brewer_core.errors import DataError, RequestError, Stopped
+from brewer_core.errors import DataError, NonFiniteError, RequestError, Stopped
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.objective import Objective
@@ -76,11 +76,19 @@ def engine(
         kd_loss_weight_scheduler="linear_decay",
         hard_label_weight=0.5,
         intermediate_matches=[
-            {"feature": "hidden", "layer_T": 0, "layer_S": 0, "loss": lambda s, t, mask=None: (s - t).square().mean(), "weight": 1,
-             "proj": ["linear", 4, 5]}
+            {
+                "feature": "hidden",
+                "layer_T": 0,
+                "layer_S": 0,
+                "loss": lambda s, t, mask=None: (s - t).square().mean(),
+                "weight": 1,
+                "proj": ["linear", 4, 5],
+            }
         ],
     )
-    learner = Learner(student.train(), adaptor, Objective.from_config(config, registry), registry.bind("strategy", strategy)())
+    learner = Learner(
+        student.train(), adaptor, Objective.from_config(config, registry), registry.bind("strategy", strategy)()
+    )
     return Engine(
         learner,
         optimizer(student.parameters(), lr=0.05),
@@ -88,7 +96,12 @@ def engine(
         teachers={"teacher": LiveTeacher(teacher, adaptor, CPU)},
         schedule=lambda made: torch.optim.lr_scheduler.OneCycleLR(made, max_lr=0.05, total_steps=STEPS + 2),
         settings=Settings(
-            **{"accumulation": accumulation, "checkpoint_due": lambda _step, _epoch: True, "log_every_steps": 5, **settings}
+            **{
+                "accumulation": accumulation,
+                "checkpoint_due": lambda _step, _epoch: True,
+                "log_every_steps": 5,
+                **settings,
+            }
         ),
         checkpoints=Checkpoints(folder, keep_last=100),
         listeners=[Seen()],
@@ -145,14 +158,24 @@ def batches() -> list[Any]:
 LOADERS: dict[str, Callable[[], Any]] = {
     "a list": batches,
     "shuffled": lambda: DataLoader(Noisy(), batch_size=4, shuffle=True),
-    "with a generator": lambda: DataLoader(Noisy(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(5)),
-    "a sampler with a generator": lambda: DataLoader(
-        Noisy(), batch_size=4, sampler=RandomSampler(range(ROWS), replacement=True, generator=torch.Generator().manual_seed(5))
+    "with a generator": lambda: DataLoader(
+        Noisy(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(5)
     ),
-    "distributed": lambda: DataLoader(Noisy(), batch_size=4, sampler=DistributedSampler(Noisy(), num_replicas=1, rank=0)),
+    "a sampler with a generator": lambda: DataLoader(
+        Noisy(),
+        batch_size=4,
+        sampler=RandomSampler(range(ROWS), replacement=True, generator=torch.Generator().manual_seed(5)),
+    ),
+    "distributed": lambda: DataLoader(
+        Noisy(), batch_size=4, sampler=DistributedSampler(Noisy(), num_replicas=1, rank=0)
+    ),
     "with a state": Remembering,
 }
-DURATIONS = {"steps": Duration(steps=STEPS), "epochs": Duration(epochs=6), "whole passes": Duration(steps=STEPS, whole_passes=True)}
+DURATIONS = {
+    "steps": Duration(steps=STEPS),
+    "epochs": Duration(epochs=6),
+    "whole passes": Duration(steps=STEPS, whole_passes=True),
+}
 
 
 @pytest.mark.parametrize("duration", DURATIONS)
@@ -173,10 +196,12 @@ def test_a_training_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, load
         assert resumed.listeners[0].figures == [each for each in logged if each[0] > done]
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam])
 def test_every_optimizer_goes_on(tmp_path: Path, optimizer: Any) -> None:
-    straight = engine(tmp_path / "straight", optimizer=optimizer) if optimizer is not torch.optim.SGD else engine(
-        tmp_path / "straight", optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)
+    straight = (
+        engine(tmp_path / "straight", optimizer=optimizer)
+        if optimizer is not torch.optim.SGD
+        else engine(tmp_path / "straight", optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9))
     )
     straight.train(batches(), DURATIONS["steps"])
     resumed = engine(tmp_path / "resumed", optimizer=lambda p, lr: type(straight.optimizer)(p, lr=lr))
@@ -306,9 +331,16 @@ class Spoilt:
 
 def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tmp_path: Path) -> None:
     left_out = engine(tmp_path, on_nonfinite="skip", nonfinite_limit=2)
-    with pytest.warns(UserWarning, match=r"optimizer step 2 of \d+: the term `hidden_\w+` is not finite, in micro-batch 1 of the"):
+    with pytest.warns(
+        UserWarning, match=r"optimizer step 2 of \d+: the term `kd_loss` is not finite, in micro-batch 1 of the"
+    ):
         assert left_out.train(Spoilt(2), Duration(epochs=2)) == 4
-    assert all(tensor.isfinite().all() for name, tensor in weights(left_out.learner).items() if "running" not in name)
+    assert all(tensor.isfinite().all() for tensor in weights(left_out.learner).values())
+    with (
+        pytest.warns(UserWarning, match="is left out"),
+        pytest.raises(NonFiniteError, match="1 steps were left out before"),
+    ):
+        engine(tmp_path, on_nonfinite="skip", nonfinite_limit=1).train(Spoilt(2), Duration(epochs=2))
 
 
 def test_a_training_with_steps_left_out_goes_on_exactly(tmp_path: Path) -> None:

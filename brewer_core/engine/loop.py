@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy
@@ -16,25 +16,27 @@ import torch
 from torch import Tensor
 
 from brewer_core.batches import move_to_device, rows_named
-from brewer_core.checkpoints import Checkpoints
+from brewer_core.checkpoints import Checkpoints, why_unsavable
 from brewer_core.engine.figures import Part, Window, told
 from brewer_core.engine.memory import Halving
 from brewer_core.engine.parameters import Trained, add_parameter_groups, check_parameters
 from brewer_core.engine.position import TrackedLoader
-from brewer_core.engine.running import Alone, Replicated, Running, SummedAfterwards
+from brewer_core.engine.running import Alone, Divided, Replicated, Running, SummedAfterwards
 from brewer_core.engine.settings import Duration, Settings, steps_per_epoch
 from brewer_core.engine.shares import Counted, Shares, counted, notice_counting, of_all
-from brewer_core.errors import DataError, NonFiniteError, RequestError, Stopped
+from brewer_core.errors import BrewerError, DataError, NonFiniteError, RequestError, SaveError, Stopped
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Draws, Step, Strategy, Teacher
 from brewer_core.randomness import random_states, restore_random_states
+from brewer_core.sharding import device_mesh, full_norm, read_shards, regroup, shard_learner, write_shards
 from brewer_core.stopping import StopReason
 from brewer_core.utils import cycle
 
 MicroBatch = tuple[str, Batch]
+_PARTS = "parts"
 
 
 @runtime_checkable
@@ -63,8 +65,9 @@ class Engine:
     teachers: by name. checkpoints: where the whole state is written when a checkpoint is due, after listeners heard of it.
     generator: what the strategy draws from; numpy's, seeded with 0, if None.
     processes: those that train together, each on its own batches; those that torch.distributed connects if None.
+    in_parts: each process holds a part of the learner (FSDP2), and its checkpoints are in parts.
 
-    Raises RequestError where the optimizer holds a parameter that the learner does not.
+    Raises RequestError where the optimizer holds a parameter that the learner does not, and for what cannot be in parts.
     """
 
     def __init__(
@@ -80,16 +83,17 @@ class Engine:
         checkpoints: Checkpoints | None = None,
         generator: Draws | None = None,
         processes: Processes | None = None,
+        in_parts: bool = False,
     ) -> None:
         self.settings = settings or Settings()
         check_precision(self.settings.precision, device)
         self.device = device
         self.processes = processes or Processes.current()
-        self.learner = learner.to(device)
+        self.in_parts = in_parts
+        self.learner = learner
         self.teachers = dict(teachers or {})
         self.optimizer = optimizer
-        add_parameter_groups(optimizer, learner)
-        check_parameters(optimizer, learner)
+        self._place()
         self._trained = Trained(optimizer, learner)
         self._running = self._make_running()
         self.scheduler = schedule(optimizer) if schedule else None
@@ -150,10 +154,10 @@ class Engine:
             "data": {task: t.state_dict() for task, t in self._loaders.items()},
         }
         draws = self.generator.bit_generator.state if isinstance(self.generator, numpy.random.Generator) else None
+        whole = {} if self.in_parts else self._whole_state()
         return {
-            "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict() if isinstance(self.optimizer, _Stateful) else None,
-            "scheduler": self._schedule_state(),
+            **whole,
+            "scheduler": _state_of(self.scheduler, "schedule"),
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
             "step": self.step,
@@ -166,11 +170,24 @@ class Engine:
             **{listener.key: listener.state_dict() for listener in self.listeners if listener.key},
         }
 
+    def _whole_state(self) -> dict[str, Any]:
+        return {"learner": self.learner.state_dict(), "optimizer": _state_of(self.optimizer, "optimizer")}
+
+    def _load_tensors(self, state: Mapping[str, Any]) -> None:
+        """Learner and optimizer, from the state or from the parts beside it."""
+        if "learner" in state:
+            self.learner.load_state_dict(state["learner"])
+            if state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+        elif self.checkpoints is not None:
+            read_shards(self.checkpoints.path(int(state["step"])) / _PARTS, self.learner, self.optimizer)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state that `state_dict` gave; `train` goes on from it. It may come from another number of processes."""
-        self.learner.load_state_dict(state["learner"])
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        """Take up a state that `state_dict` gave; `train` goes on from it. It may come from another number of processes.
+
+        Of a state without learner and optimizer, the parts are read from the engine's checkpoints.
+        """
+        self._load_tensors(state)
         if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
@@ -186,9 +203,28 @@ class Engine:
                 listener.load_state_dict(state[listener.key])
         self._resumed = state["processes"][self.processes.rank % len(state["processes"])]
 
+    def _place(self) -> None:
+        """The learner, complete, on the device, or in parts on those of all processes; and in the optimizer."""
+        divided = self.in_parts and self.processes.several
+        if not divided:
+            self.learner.to(self.device)
+        add_parameter_groups(self.optimizer, self.learner)
+        check_parameters(self.optimizer, self.learner)
+        if divided and self.settings.split_when_full:
+            raise RequestError(
+                'batch_size "auto" halves micro-batches in one process at a time, and a student in parts runs in all of them '
+                "together; give a batch size, or do not shard the student."
+            )
+        if divided:
+            before = dict(self.learner.named_parameters())
+            shard_learner(self.learner, device_mesh(self.device))
+            regroup(self.optimizer, before, self.learner)
+
     def _make_running(self) -> Running:
         if not self.processes.several:
             return Alone(self.learner)
+        if self.in_parts:
+            return Divided(self.learner, self.processes)
         if self.settings.split_when_full:
             return SummedAfterwards(self.learner, self.processes, self._trained)
         return Replicated(self.learner, self.processes, self.device)
@@ -227,25 +263,10 @@ class Engine:
         restore_random_states(state["random"], self.device)
         self._tell("resumed", self.step)
 
-    def _schedule_state(self) -> dict[str, Any] | None:
-        """The schedule's state; None where it has none, or one that cannot be saved, of which is warned."""
-        if not isinstance(self.scheduler, _Stateful):
-            return None
-        state = self.scheduler.state_dict()
-        try:
-            pickle.dumps(state)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            warnings.warn(
-                f"checkpoints hold no state of the schedule {type(self.scheduler).__name__}, for it cannot be saved: {error}; "
-                "keep functions out of its attributes, or give it a state_dict() without them.",
-                stacklevel=2,
-            )
-            return None
-        return state
-
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where it was left out."""
         step = Step(self.step, self.total_steps)
+        buffers = self._kept_buffers()
         weights = {**self.learner.objective.weights(step), **self.learner.strategy.weights(step)}
         if self.settings.split_when_full:
             recorded = self._split_step(list(micro_batches), step, weights)
@@ -253,7 +274,17 @@ class Engine:
             recorded = self._accumulated(micro_batches, count, step, weights)
         self._running.finish()
         norm = self._gradient_norm()
-        return self._is_finite(recorded, norm) and self._apply(recorded)
+        if self._is_finite(recorded, norm):
+            return self._apply(recorded)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return False
+
+    def _kept_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Buffers, such as the statistics of a BatchNorm, as they were, where a step may be left out that spoils them."""
+        if self.settings.on_nonfinite == "stop":
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
 
     def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[_Seen]:
         """The micro-batches in as many parts as fit into the memory of every process."""
@@ -327,10 +358,12 @@ class Engine:
     def _gradient_norm(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         if self.settings.max_grad_norm is not None:
-            return torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.max_grad_norm)
+            return full_norm(torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.max_grad_norm))
         gradients = [p.grad for p in self._trained() if p.grad is not None]
         # torch has no norm of a sparse tensor
-        return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+        return full_norm(
+            torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+        )
 
     def _is_finite(self, recorded: Sequence[_Seen], norm: Tensor) -> bool:
         """Read one flag, and agree with the other processes on what follows; False where the step is to be left out.
@@ -459,7 +492,28 @@ class Engine:
             return
         self._tell("saving", self.step)
         checkpoints, state = self.checkpoints, self.state_dict()
-        self.processes.of_first(lambda: checkpoints.save(self.step, state))
+        if self.in_parts:
+            self._save_parts(checkpoints, state)
+        else:
+            self.processes.of_first(lambda: checkpoints.save(self.step, state))
+
+    def _save_parts(self, checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
+        """The first process writes a checkpoint, into whose draft all of them write their parts."""
+
+        def write_part(draft: Path | None) -> None:
+            folder = self.processes.of_first(lambda: draft)
+            assert folder is not None
+            write_shards(folder / _PARTS, self.learner, self.optimizer)
+
+        failed: BrewerError | None = None
+        try:
+            if self.processes.first:
+                checkpoints.save(self.step, state, write_part)
+            else:
+                write_part(None)
+        except (BrewerError, OSError) as error:
+            failed = error if isinstance(error, BrewerError) else SaveError(str(error))
+        self.processes.of_first(lambda: _raise(failed))
 
     def _groups(self, loader: Any, duration: Duration) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
         """The micro-batches of each optimizer step that is left, with the epoch and their number; read only as they are used."""
@@ -490,6 +544,27 @@ class Engine:
     def _tell(self, event: str, *arguments: Any) -> None:
         for listener in self.listeners:
             getattr(listener, event)(*arguments)
+
+
+def _raise(error: BrewerError | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _state_of(part: Any, what: str) -> dict[str, Any] | None:
+    """The state of an optimizer or a schedule; None where it has none, or one that cannot be saved, of which is warned."""
+    if not isinstance(part, _Stateful):
+        return None
+    state = part.state_dict()
+    reason = why_unsavable(state)
+    if reason is None:
+        return state
+    warnings.warn(
+        f"checkpoints hold no state of the {what} {type(part).__name__}, for it {reason}; keep functions and objects out of it, "
+        "or give it a state_dict() without them.",
+        stacklevel=4,
+    )
+    return None
 
 
 def _exactly(stream: Iterable[MicroBatch], count: int, length: int) -> Iterator[MicroBatch]:

@@ -83,6 +83,14 @@ class Replicated(Alone):
         return context
 
 
+class Divided(Alone):
+    """Each process holds a part of the learner, gathered module by module as it runs; every backward averages gradients."""
+
+    def __init__(self, learner: Learner, processes: Processes) -> None:
+        super().__init__(learner)
+        self.averaged = processes.count
+
+
 class SummedAfterwards(Alone):
     """Each process has the whole learner, and gradients are summed once all of a step are there.
 

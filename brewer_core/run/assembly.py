@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from brewer_core.components import Method
@@ -28,6 +29,7 @@ from brewer_core.run.loading import LengthGroupedBatches, TextLoader
 from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage
 from brewer_core.run.text import TextDataset, check_column, class_names, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
+from brewer_core.sharding import device_mesh, is_sharded, shard_teacher, weights_of
 
 Rows = Sequence[Mapping[str, Any]]
 TOKENIZER_WORDS = ("teacher", "train")
@@ -141,12 +143,37 @@ class Assembly:
         teacher = next(
             (s.teachers[0].model for s in self.config.stages if isinstance(s, DistillStage) and s.student == name), None
         )
-        loaded = self._build(name, self.model(teacher) if teacher else None, self.tokenizer)
-        return self._fitting(name, loaded)
+        first = self.whole(teacher, self.model(teacher)) if teacher else None
+        return self._fitting(name, self._build(name, first, self.tokenizer))
 
     def replace_model(self, name: str, loaded: LoadedModel) -> None:
         """Take a model in place of the one that bears a name."""
         self._models[name] = loaded
+
+    def in_parts(self, role: Literal["student", "teachers"]) -> bool:
+        """Whether several processes share one model of this role, each holding a part."""
+        return self.processes.several and role in self.config.sharded
+
+    def placed(self, model: nn.Module, role: Literal["student", "teachers"]) -> nn.Module:
+        """A model that is not trained, on the device, or in parts on those of all processes."""
+        if not self.in_parts(role):
+            return model.to(self.device)
+        if not is_sharded(model):
+            shard_teacher(model, device_mesh(self.device))
+        return model
+
+    def whole(self, name: str, model: LoadedModel) -> LoadedModel:
+        """The model; of one that is in parts, another with its weights, in every process."""
+        if not is_sharded(model.model):
+            return model
+        weights, whole = weights_of(model.model), self.fresh_model(name)
+        whole.model.load_state_dict(self.processes.of_first(lambda: weights))
+        return whole
+
+    @property
+    def trying_device(self) -> torch.device:
+        """Where a student is tried on a batch: one that is to be in parts need not fit on the device."""
+        return torch.device("cpu") if self.in_parts("student") else self.device
 
     def rows(self, name: str, split: str) -> Rows:
         """The rows of a split, those that `select` draws."""

@@ -20,6 +20,7 @@ from brewer_core.precision import autocast
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Task
 from brewer_core.run.loading import TextLoader
+from brewer_core.sharding import is_sharded, load_full_state, weights_of
 from brewer_core.teachers import evaluating
 
 _WEIGHTS = "weights."
@@ -197,7 +198,11 @@ class EvaluationListener(Listener):
 
     def restore_best(self) -> None:
         """Put the best weights back into the model."""
-        if self._best_weights:
+        if self.best_step is None:
+            return
+        if is_sharded(self.model):
+            load_full_state(self.model, self._best_weights)
+        else:
             self.model.load_state_dict(self._best_weights)
 
     def _evaluate(self, step: int) -> None:
@@ -213,9 +218,7 @@ class EvaluationListener(Listener):
         elif self._is_best(self.best, figures):
             self.kept = figures
             self.best_step, self._best_value = step, figures[self.best.metric]
-            self._best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
-            }
+            self._best_weights = weights_of(self.model)
 
     def _is_best(self, best: Best, figures: Mapping[str, float]) -> bool:
         check_best(best, list(figures))

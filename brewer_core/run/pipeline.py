@@ -41,6 +41,7 @@ from brewer_core.run.stages import (
     train,
 )
 from brewer_core.run.tasks import tasks_of_model, trained_model
+from brewer_core.sharding import weights_of
 from brewer_core.stopping import StopRequest
 
 _FINISHED = "finished"
@@ -224,14 +225,14 @@ class _Run:
         name, folder = trained_model(stage), self.folder.stage(stage.name)
         model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
         if isinstance(stage, DistillStage):
-            self._first_weights = _copy(model)
+            self._first_weights = weights_of(model.model)
         outcome = self._finished(folder, model)
         if outcome is None:
             if isinstance(stage, DistillStage):
                 lesson = distill_lesson(self.assembly, stage, path, model)
             else:
                 lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
-            outcome = self._train(lesson, folder, stage.name, model)
+            outcome, model = self._train(lesson, folder, stage.name, name, model)
         self.assembly.replace_model(name, model)
         self.outcomes[name] = outcome
 
@@ -244,11 +245,15 @@ class _Run:
         model.model.load_state_dict(state["model"])
         return Outcome(**state["outcome"])
 
-    def _train(self, lesson: Lesson, folder: Path, tracking: str, model: LoadedModel) -> Outcome:
+    def _train(
+        self, lesson: Lesson, folder: Path, tracking: str, name: str, model: LoadedModel
+    ) -> tuple[Outcome, LoadedModel]:
+        """Train and keep a model; how it went, and the model in one piece."""
         self.reporter.say(f"{tracking}: {lesson.total_steps} steps")
         outcome = train(self.assembly, lesson, folder, tracking, self.session)
-        self._once(lambda: self._keep(folder, model, outcome))
-        return outcome
+        whole = self.assembly.whole(name, model)
+        self._once(lambda: self._keep(folder, whole, outcome))
+        return outcome, whole
 
     def _keep(self, folder: Path, model: LoadedModel, outcome: Outcome) -> None:
         """Write a model that is trained, for its own library; and until the run is finished, for going on after it."""
@@ -270,7 +275,9 @@ class _Run:
             tracking, folder = f"{names.BASELINES}/{name}", self.folder.baseline(name)
             steps = self.outcomes[last.student].steps
             lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
-            outcome = self._finished(folder, model) or self._train(lesson, folder, tracking, model)
+            outcome = self._finished(folder, model)
+            if outcome is None:
+                outcome, model = self._train(lesson, folder, tracking, last.student, model)
             figures[name] = self._figures(last.student, model, outcome, lesson.adaptors)
         return figures
 
@@ -315,7 +322,7 @@ class _Run:
         """The final figures; those that the training ended with, where they are of the same rows."""
         if outcome.metrics and self.final.same_rows(self.during):
             return outcome.metrics
-        return self.final(model.model, adaptors)
+        return self.final(self.assembly.placed(model.model, "student"), adaptors)
 
     def _figures(
         self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
@@ -379,10 +386,6 @@ def _absolute(path: Any, base_dir: Path) -> Any:
     if isinstance(path, Mapping):
         return {key: _absolute(inner, base_dir) for key, inner in path.items()}
     return str((base_dir / path).resolve()) if isinstance(path, str) and (base_dir / path).exists() else path
-
-
-def _copy(model: LoadedModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.model.state_dict().items()}
 
 
 def _publish(folder: RunFolder, stage: str) -> None:

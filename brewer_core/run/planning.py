@@ -114,7 +114,7 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
     """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
     lesson, terms = stage_lesson(assembly, position), dict[str, float]()
     with evaluating(lesson.learner), torch.no_grad(), located(f"stages[{position}]"):
-        for task, batch in first_batches(lesson, assembly.device).items():
+        for task, batch in first_batches(lesson, assembly.trying_device).items():
             losses = try_batch(lesson, task, batch)
             terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
     path = f"stages[{position}].training"

@@ -97,7 +97,7 @@ def supervised_lesson(
     strategy = assembly.registry.bind("strategy", "supervised", _drawing(stage))()
     alone = next(iter(loaders)) if len(loaders) == 1 else None
     learner = Learner(
-        model.model.to(assembly.device),
+        model.model.to(assembly.trying_device),
         adaptors if alone is None else adaptors[alone],
         Objective(None),
         strategy,
@@ -119,11 +119,11 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     arguments = dict(student.forward_arguments(needs.student))
     live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
     samples = {
-        task: move_to_device(next(iter(sample)), assembly.device)
+        task: move_to_device(next(iter(sample)), assembly.trying_device)
         for task, sample in _loaders(assembly, sets, stage.training, "sample").items()
     }
     first, sample = next(iter(samples.items()))
-    known = _features(student.model.to(assembly.device), adaptors[first], sample, arguments)
+    known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, arguments)
     infos = {
         name: ModelInfo.of(
             name,
@@ -225,6 +225,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
             checkpoints=checkpoints,
             generator=numpy.random.default_rng(assembly.seed("tasks", tracking)),
             processes=processes,
+            in_parts="student" in config.sharded,
         )
         if session.resuming:
             _take_up(engine, checkpoints, tracking, session.reporter)
@@ -320,7 +321,7 @@ def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[st
 def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: frozenset[str]) -> LiveTeacher:
     loaded = assembly.model(ref.model)
     return LiveTeacher(
-        loaded.model,
+        assembly.placed(loaded.model, "teachers"),
         assembly.adaptors(ref.model, ref.adaptor or stage.adaptors.teacher)[ref.task or ""],
         assembly.device,
         precision=assembly.config.precision,

@@ -11,6 +11,7 @@ from brewer_core.sharding.modules import (
     shard,
     shard_learner,
     shard_teacher,
+    weights_of,
 )
 from brewer_core.sharding.shards import read_shards, write_shards
 
@@ -26,5 +27,6 @@ __all__ = [
     "shard",
     "shard_learner",
     "shard_teacher",
+    "weights_of",
     "write_shards",
 ]

@@ -129,6 +129,13 @@ def full_state(module: nn.Module) -> dict[str, Any]:
     return {name: whole[id(value)] for name, value in kept.items()} if first else {}
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state on the CPU; of one that is in parts, in the first process alone. Collective."""
+    if is_sharded(model):
+        return full_state(model)
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
 def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Take up a whole state dict, such as `full_state` gave: the first process's holds for all. Collective.
 

@@ -43,7 +43,8 @@ _ByName = dict[str, dict[str, Any]]
 def write_shards(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write learner and optimizer into a folder; when it returns, the parts of all processes are there. Collective.
 
-    Raises RequestError for an optimizer whose state is in parts, but not as its parameters are.
+    Raises RequestError for an optimizer whose state is in parts, but not as its parameters are, OSError on every process
+    where one of them could not write.
     """
     model, extra = _split(learner.state_dict())
     tensors, numbers, groups = _unpacked(learner, optimizer)
@@ -52,8 +53,11 @@ def write_shards(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimi
         folder.mkdir(parents=True, exist_ok=True)
         plain = {"learner": {"names": list(model), "extra": extra}, "groups": groups, "state": numbers}
         torch.save({**plain, "forms": _forms(tensors)}, folder / PLAIN_FILE)
-    with _without_notice():
-        save(_keyed(model, tensors), checkpoint_id=folder, no_dist=not in_group())
+    try:
+        with _without_notice():
+            save(_keyed(model, tensors), checkpoint_id=folder, no_dist=not in_group())
+    except CheckpointException as error:
+        raise OSError(_reason(error)) from error
 
 
 def read_shards(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer) -> None:
