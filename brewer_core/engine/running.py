@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -71,12 +70,10 @@ class Replicated(Alone):
         self._wrapped = DistributedDataParallel(
             learner, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
         )
-        self._called = itertools.count()
 
     def __call__(self, *arguments: Any) -> Losses:
         """What the learner gives."""
-        with _quiet() if next(self._called) < 2 else nullcontext():  # it says once that this step used all parameters
-            losses: Losses = self._wrapped(*arguments)
+        losses: Losses = self._wrapped(*arguments)
         return losses
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
@@ -151,10 +148,3 @@ def running(
     if divided:
         return Divided(learner, processes)
     return SummedAfterwards(learner, processes, trained) if repeating else Replicated(learner, processes, device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        yield
