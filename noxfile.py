@@ -48,10 +48,10 @@ def written(session: nox.Session) -> list[Path]:
 
 
 def run_tests(session: nox.Session) -> None:
-    """Install everything that the tests use, and run pytest with the session's arguments."""
+    """Install everything that the tests use, and run pytest with the session's arguments, a file of tests on a core."""
     packages = [f"./plugins/{plugin}" for plugin in PLUGINS]
     install(session, ".[hf]", *packages, *group("test"))
-    session.run("pytest", *session.posargs, env=QUIET)
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs, env=QUIET)
 
 
 @nox.session

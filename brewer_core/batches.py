@@ -57,10 +57,15 @@ def rows_named(batch: Batch) -> list[int]:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in so many of about equal size, as far as it has rows; tensors of another length are in each of them."""
+    """A batch in so many of about equal size; tensors of another length are in each of them.
+
+    Where it has fewer rows, a `Filler` stands for each part that would have none; parts of what is no mapping are fewer then.
+    """
     count = rows(batch)
     size = max(1, math.ceil(count / parts))
-    return [_cut(batch, slice(start, start + size), count) for start in range(0, count, size)]
+    made = [_cut(batch, slice(start, start + size), count) for start in range(0, count, size)]
+    missing = parts - len(made) if isinstance(batch, Mapping) else 0
+    return made + [Filler(made[0]) for _ in range(missing)]
 
 
 def _cut(batch: Batch, span: slice, count: int) -> Batch:

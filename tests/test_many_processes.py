@@ -17,6 +17,10 @@ from brewer_core.stopping import StopReason, StopRequest
 from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
 from two_processes import in_each
 
+STEADY = {
+    "learning_rate": 0.01,
+    "options": {"eps": 1e-4},
+}  # Adam's own 1e-8 makes steps of gradients that are rounding noise
 STILL = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 KEY_BIAS = "attention.self.key.bias"  # its true gradient is 0, so that an adaptive optimizer moves it by rounding noise
 
@@ -27,7 +31,7 @@ def still(width: int, layers: int) -> dict[str, Any]:
 
 def config(**changes: Any) -> dict[str, Any]:
     """Without dropout; 16 labelled and 12 other rows, so that the last batch of a pass is short."""
-    many = training(steps=8, batch_size=5, log_every_steps=1)
+    many = training(steps=8, batch_size=5, log_every_steps=1, optimizer=STEADY)
     return document(
         **{
             "models": {"teacher": still(16, 2), "student": still(8, 1)},
@@ -48,12 +52,12 @@ def general() -> dict[str, Any]:
             {**match, "feature": "attention", "loss": "attention_mse", "layer_T": 1, "layer_S": 0},
         ],
     }
-    accumulating = training(steps=6, batch_size=5, accumulation=2, log_every_steps=2)
+    accumulating = training(steps=6, batch_size=5, accumulation=2, log_every_steps=2, optimizer=STEADY)
     return config(stages=[supervised(training=accumulating), distill(distillation=distillation, training=accumulating)])
 
 
 def multi_teacher() -> dict[str, Any]:
-    many = training(steps=6, batch_size=5, log_every_steps=1)
+    many = training(steps=6, batch_size=5, log_every_steps=1, optimizer=STEADY)
     return config(
         models={"teacher": still(16, 2), "other": still(8, 2), "student": still(8, 1)},
         stages=[
@@ -65,7 +69,7 @@ def multi_teacher() -> dict[str, Any]:
 
 
 def multi_task() -> dict[str, Any]:
-    many = training(steps=8, batch_size=3, log_every_steps=1)
+    many = training(steps=8, batch_size=3, log_every_steps=1, optimizer=STEADY)
     source = document()["data"]["films"]["source"]
     return config(
         task=None,

@@ -18,7 +18,7 @@ from brewer_core.engine.running import placed, running
 from brewer_core.engine.saving import Saving, Stateful, States
 from brewer_core.engine.settings import Duration, Settings
 from brewer_core.engine.shares import notice_counting
-from brewer_core.engine.stepping import Gradients
+from brewer_core.engine.stepping import Gradients, put_back
 from brewer_core.errors import DataError, Stopped
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
@@ -192,15 +192,15 @@ class Engine:
 
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where it was left out."""
-        step, buffers = Step(self.step, self.total_steps), self._kept_buffers()
+        step = Step(self.step, self.total_steps)
+        buffers = self._gradients.kept_buffers() if self.settings.on_nonfinite == "skip" else []
         recorded, norm = self._gradients(micro_batches, count, step)
         every = self.settings.save_every_s
         save_due = every is not None and time.monotonic() - self._saved_when >= every
         agreed = self.processes.most([self._judge.flag(recorded, norm), int(self.settings.stop()), int(save_due)])
         self._stop, self._save_due = StopReason(agreed[1]), bool(agreed[2])
         if agreed[0] and not self._judged(recorded, norm, step):
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            put_back(buffers)
             return False
         return self._apply(recorded)
 
@@ -213,12 +213,6 @@ class Engine:
         if not made:
             self.optimizer.zero_grad()
         return made
-
-    def _kept_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Buffers, such as the statistics of a BatchNorm, as they were, where a step may be left out that spoils them."""
-        if self.settings.on_nonfinite == "stop":
-            return []
-        return [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
 
     def _apply(self, recorded: Sequence[Seen]) -> bool:
         scale = self.scaler.get_scale()

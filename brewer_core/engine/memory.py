@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from brewer_core.batches import rows, split
+from brewer_core.batches import split
 from brewer_core.errors import MemoryFullError
 
 T = TypeVar("T")
 
 
 class Halving:
-    """In how many parts each micro-batch is run: 1 at first, twice as many whenever the memory runs out."""
+    """In how many parts each micro-batch is run, and twice as many whenever the memory runs out."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, parts: int = 1) -> None:
         self._device = device
-        self.parts = 1
+        self.parts = parts
 
     def split(self, micro_batches: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The micro-batches, each in its parts."""
@@ -40,9 +40,11 @@ class Halving:
             torch.cuda.empty_cache()
         return None
 
-    def halve(self, micro_batches: Sequence[tuple[str, Any]]) -> None:
-        """Run twice as many parts from now on. Raises MemoryFullError where each is a single row already."""
-        largest = max(rows(batch) for _, batch in micro_batches)
+    def halve(self, largest: int) -> None:
+        """Run twice as many parts from now on. Raises MemoryFullError where each is a single row already.
+
+        largest: rows of the largest micro-batch, of any process, so that all go on or none.
+        """
         if self.parts >= largest:
             raise MemoryFullError(
                 "the memory does not hold a single row with what is trained; take a smaller model, shorter texts "
@@ -57,5 +59,5 @@ class Halving:
 
 
 def _ran_out(error: BaseException) -> bool:
-    words = ("out of memory", "allocate memory", "not enough memory")
+    words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # the last is cuBLAS's
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -41,6 +41,7 @@ class Duration:
 class Settings:
     """How the engine steps.
 
+    parts: run each micro-batch that is read in so many parts, which make up one step as micro-batches do.
     max_grad_norm: clip the gradients of everything trained to this norm; None for no clipping.
     loss_normalization: `step` weighs each micro-batch by its share of the items of the whole step, over micro-batches and
     processes; `micro_batch` takes the mean of the micro-batches' means.
@@ -56,6 +57,7 @@ class Settings:
     """
 
     accumulation: int = 1
+    parts: int = 1
     max_grad_norm: float | None = None
     loss_normalization: str = "micro_batch"
     precision: str = "no"

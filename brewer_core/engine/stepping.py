@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from brewer_core.batches import move_to_device
+from brewer_core.batches import move_to_device, rows
 from brewer_core.engine.feeding import MicroBatch
 from brewer_core.engine.figures import Part, told
 from brewer_core.engine.finite import Seen
@@ -22,6 +22,8 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Step, Strategy, Teacher
 from brewer_core.randomness import random_states, restore_random_states
 from brewer_core.sharding import full_norm
+
+Kept = list[tuple[Tensor, Tensor]]
 
 
 class Gradients:
@@ -42,37 +44,61 @@ class Gradients:
         self._learner, self._running, self._trained = learner, running, trained
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
         self._settings, self._processes, self._device = settings, processes, device
-        self.halving = Halving(device)
+        self.halving = Halving(device, settings.parts)
 
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
         """What is recorded of the micro-batches, and the norm of the gradients, clipped as the settings ask."""
         weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
-        if self._settings.split_when_full:
+        if self._settings.split_when_full or self.halving.parts > 1:
             recorded = self._split_step(list(micro_batches), step, weights)
         else:
-            recorded = self._accumulated(micro_batches, count, step, weights)
+            recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
         self._running.finish()
         return recorded, self._norm()
 
+    def kept_buffers(self) -> Kept:
+        """Buffers, such as the statistics of a BatchNorm, as they were before a step that may be left out or made again."""
+        return [(buffer, buffer.clone()) for buffer in self._learner.buffers()]
+
     def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[Seen]:
-        """The micro-batches in as many parts as fit into the memory of every process."""
-        while True:
-            states = random_states(self._device)
+        """The micro-batches in as many parts as are asked for, or as fit into the memory of every process."""
+        if not self._settings.split_when_full:
             parts = self.halving.split(micro_batches)
-            recorded = self.halving.attempt(lambda: self._accumulated(iter(parts), len(parts), step, weights))  # noqa: B023
-            (full,) = self._processes.most([int(recorded is None)])
-            if recorded is not None and not full:
+            return self._accumulated(self._weighed(iter(parts), len(parts)), len(parts), step, weights)
+        while True:
+            states, buffers = random_states(self._device), self.kept_buffers()
+            recorded = self._attempt(self.halving.split(micro_batches), step, weights)
+            if recorded is not None:
                 return recorded
             self._optimizer.zero_grad()
-            self.halving.halve(micro_batches)
             restore_random_states(states, self._device)
+            put_back(buffers)
+            (largest,) = self._processes.most([max(rows(batch) for _, batch in micro_batches)])
+            self.halving.halve(largest)
+
+    def _attempt(self, parts: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[Seen] | None:
+        """Forward and backward of a step; None in all processes where one of them has not the memory for it.
+
+        They agree before they tell one another what they have, for which each has to be there, and afterwards.
+        """
+        count = len(parts)
+        ready = self.halving.attempt(lambda: self._ready(iter(parts), count))
+        if self._lacking(ready) or ready is None:
+            return None
+        recorded = self.halving.attempt(lambda: self._accumulated(self._shared(ready), count, step, weights))
+        return None if self._lacking(recorded) else recorded
+
+    def _lacking(self, made: Any) -> bool:
+        """Whether any process made nothing."""
+        (lacking,) = self._processes.most([int(made is None)])
+        return bool(lacking)
 
     def _accumulated(
-        self, micro_batches: Iterator[MicroBatch], count: int, step: Step, weights: Mapping[str, float]
+        self, weighed: Iterable[tuple[MicroBatch, Shares | None]], count: int, step: Step, weights: Mapping[str, float]
     ) -> list[Seen]:
         """Forward and backward of a step's micro-batches."""
         recorded: list[Seen] = []
-        for number, ((task, batch), shares) in enumerate(self._weighed(micro_batches, count), 1):
+        for number, ((task, batch), shares) in enumerate(weighed, 1):
             with self._running.accumulating(last=number == count):
                 losses = self._running(task, batch, self._ask(task, batch), step)
                 total, seen = self._total(losses, weights, shares, count)
@@ -95,14 +121,22 @@ class Gradients:
         assert isinstance(total, Tensor)
         return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
 
-    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, Shares | None]]:
+    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Shares | None]]:
         """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
+        return self._shared(self._ready(micro_batches, count))
+
+    def _ready(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Counted | None]]:
+        """The micro-batches of a step on the device, and what each has of the step's items, if they are weighed."""
+        if not self._processes.several and (count == 1 or self._settings.loss_normalization != "step"):
+            return (self._prepared(task, batch) for task, batch in micro_batches)
+        return [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
+
+    def _shared(self, ready: Iterable[tuple[MicroBatch, Counted | None]]) -> Iterable[tuple[MicroBatch, Shares | None]]:
+        if not isinstance(ready, list):  # one at a time, for none is weighed
+            return ((batch, None) for batch, _ in ready)
+        step = of_all(self._processes, [own for _, own in ready if own is not None])
         by_items = self._settings.loss_normalization == "step"
-        if not self._processes.several and (count == 1 or not by_items):
-            return ((self._prepared(task, batch)[0], None) for task, batch in micro_batches)
-        ahead = [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
-        step = of_all(self._processes, [own for _, own in ahead if own is not None])
-        return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ahead if own is not None)
+        return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None)
 
     def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
         """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""
@@ -137,3 +171,10 @@ class Gradients:
 def _weighted(loss: Tensor, weight: float) -> Tensor:
     """A term's share of the total; one of weight 0 adds 0, were it not finite, and leaves its parameters their gradient of 0."""
     return weight * (torch.nan_to_num(loss) if weight == 0 else loss)
+
+
+def put_back(kept: Kept) -> None:
+    """Give tensors the values that were kept."""
+    with torch.no_grad():
+        for tensor, before in kept:
+            tensor.copy_(before)

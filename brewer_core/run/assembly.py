@@ -222,15 +222,20 @@ class Assembly:
         parts = [self._dataset(*use) for use in uses]
         return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
-    def training_loader(self, dataset: JoinedText, training: Optimization, purpose: str) -> TextLoader:
-        """Shuffled batches of rows to train on, augmented anew in every pass where the config says so."""
+    def training_loader(
+        self, dataset: JoinedText, training: Optimization, purpose: str, whole_steps: bool = False
+    ) -> TextLoader:
+        """Shuffled batches of rows to train on, augmented anew in every pass where the config says so.
+
+        whole_steps: the rows of an optimizer step in each batch.
+        """
         augmented = any(dataset.augmenters)
         rows: Any = dataset
         if augmented:
             rows = AugmentedText(dataset, dataset.augmenters, self.seed("augment", purpose))
         batches = LengthGroupedBatches(
             dataset.lengths,
-            training.micro_batch_rows,
+            training.step_rows if whole_steps else training.micro_batch_rows,
             self.seed("batches", purpose),
             group=training.group_by_length,
             step_rows=training.step_rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,15 +59,24 @@ class Lesson:
     def duration(self) -> Duration:
         """How long it is trained; an epoch of tasks that are drawn is as many steps as have their batches together."""
         epochs = self.training.epochs
-        if epochs is None or not isinstance(self.loader, Mapping):
-            return Duration(epochs, self.training.steps, whole_passes=not isinstance(self.loader, Mapping))
-        batches = sum(len(loader) for loader in self.loader.values())
-        return Duration(steps=epochs * math.ceil(batches / self.training.accumulation))
+        if not self.drawn:
+            return Duration(epochs, self.training.steps, whole_passes=True)
+        return Duration(steps=self.training.steps or (epochs or 0) * sum(len(each) for each in self.loader.values()))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a task is drawn for every step, whose rows are then one batch, however it is run."""
+        return isinstance(self.loader, Mapping)
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of the loader in an optimizer step."""
+        return 1 if self.drawn else self.training.accumulation
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps in all."""
-        return self.duration.total_steps(self.loader, self.training.accumulation)
+        return self.duration.total_steps(self.loader, self.accumulation)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ def supervised_lesson(
 ) -> Lesson:
     """The lesson of a supervised stage; or, with steps, that of a distillation's baseline on its labelled rows."""
     training = stage.training.model_copy(update={"steps": steps, "epochs": None}) if steps else stage.training
-    loaders = _loaders(assembly, assembly.training_sets(stage, path, labelled_only=True), training, purpose)
+    sets = assembly.training_sets(stage, path, labelled_only=True)
+    loaders = _loaders(assembly, sets, training, purpose, drawn=len(sets) > 1)
     ref = stage.adaptors.student if isinstance(stage, DistillStage) else DEFAULT_ADAPTOR
     adaptors = assembly.adaptors(trained_model(stage), ref)
     strategy = assembly.registry.bind("strategy", "supervised", _drawing(stage))()
@@ -120,7 +129,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
     samples = {
         task: move_to_device(next(iter(sample)), assembly.trying_device)
-        for task, sample in _loaders(assembly, sets, stage.training, "sample").items()
+        for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
     }
     first, sample = next(iter(samples.items()))
     known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, arguments)
@@ -140,7 +149,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
         except ConfigError as error:
             raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
         parts = strategy.build(own, infos)
-    loaders = _loaders(assembly, sets, stage.training, stage.name)
+    loaders = _loaders(assembly, sets, stage.training, stage.name, drawn=strategy.several_tasks)
     learner = Learner(
         student.model,
         adaptors if strategy.several_tasks else adaptors[first],
@@ -220,7 +229,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
             device=assembly.device,
             teachers=lesson.teachers,
             schedule=lambda optimizer: make_schedule(training.schedule, optimizer, lesson.total_steps),
-            settings=_settings(assembly, training, session.stop),
+            settings=_settings(assembly, lesson, session.stop),
             listeners=[stopwatch, session.reporter.bar(tracking), evaluation, *trackers],
             checkpoints=checkpoints,
             generator=numpy.random.default_rng(assembly.seed("tasks", tracking)),
@@ -262,10 +271,12 @@ def _of_process(processes: Processes) -> tuple[str, ...]:
     return () if processes.first else (f"process {processes.rank}",)
 
 
-def _settings(assembly: Assembly, training: Optimization, stop: StopRequest) -> Settings:
+def _settings(assembly: Assembly, lesson: Lesson, stop: StopRequest) -> Settings:
+    training = lesson.training
     every, minutes = training.checkpoint_every_steps, training.save_every_minutes
     return Settings(
-        accumulation=training.accumulation,
+        accumulation=lesson.accumulation,
+        parts=training.accumulation if lesson.drawn else 1,
         max_grad_norm=training.max_grad_norm,
         loss_normalization=training.loss_normalization,
         precision=assembly.config.precision,
@@ -282,11 +293,11 @@ def _settings(assembly: Assembly, training: Optimization, stop: StopRequest) -> 
 
 
 def _loaders(
-    assembly: Assembly, sets: Mapping[str, JoinedText], training: Optimization, purpose: str
+    assembly: Assembly, sets: Mapping[str, JoinedText], training: Optimization, purpose: str, drawn: bool
 ) -> dict[str, TextLoader]:
-    """A loader for each task, in an order of its own."""
+    """A loader for each task, in an order of its own. drawn: a task is drawn for every step, so batches are whole steps."""
     purposes = {task: purpose if len(sets) == 1 else f"{purpose}/{task}" for task in sets}
-    return {task: assembly.training_loader(rows, training, purposes[task]) for task, rows in sets.items()}
+    return {task: assembly.training_loader(rows, training, purposes[task], drawn) for task, rows in sets.items()}
 
 
 def _drawing(stage: SupervisedStage | DistillStage) -> dict[str, Any]:
