@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from brewer_core.errors import BrewerError, ProcessError, RequestError
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
