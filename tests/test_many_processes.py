@@ -14,6 +14,10 @@ import torch
 from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
 from two_processes import in_each
 
+from brewer_core.errors import Stopped
+from brewer_core.run import run_config
+from brewer_core.stopping import StopReason, StopRequest
+
 STILL = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 KEY_BIAS = "attention.self.key.bias"  # its true gradient is 0, so that an adaptive optimizer moves it by rounding noise
 
@@ -86,35 +90,59 @@ def multi_task() -> dict[str, Any]:
     )
 
 
-CONFIGS = {"general": general, "multi_teacher": multi_teacher, "multi_task": multi_task}
+def sharded() -> dict[str, Any]:
+    """The general run, models in parts: its best student is looked for, and saved in the middle."""
+    return {
+        **general(),
+        "fsdp": ["student", "teachers"],
+        "evaluation": {"data": "films", "batch_size": 3, "best": {"metric": "accuracy"}, "every_steps": 2},
+    }
 
 
-def runs_of_all(rank: int) -> dict[str, int]:
+CONFIGS = {"general": general, "multi_teacher": multi_teacher, "multi_task": multi_task, "sharded": sharded}
+INTERRUPTED = {"general": general, "sharded": sharded}
+
+
+def stopped_run(folder: Path, name: str, output: str) -> None:
+    """A run that is asked to stop before it begins, and so stops after the first step of its first stage."""
+    stop = StopRequest()
+    stop.ask(StopReason.TERMINATE)
+    with pytest.raises(Stopped, match="after optimizer step 1 of"):
+        run_config(folder / f"{name}.json", output=folder / output, stop=stop)
+
+
+def in_both(rank: int) -> dict[str, int]:
     """Carry out every config in this process, beside the other one; the folder comes by the environment."""
-    from brewer_core.run import run_config
-
     folder = Path(os.environ["BREWER_TEST_FOLDER"])
-    steps = {}
-    for name in CONFIGS:
-        summary = run_config(folder / f"{name}.json", output=folder / f"{name}-2")
-        steps[name] = summary["steps"]
+    steps = {name: run_config(folder / f"{name}.json", output=folder / f"{name}-2")["steps"] for name in CONFIGS}
+    for name in INTERRUPTED:
+        stopped_run(folder, name, f"{name}-2-then-1")
+        run_config(folder / f"{name}.json", output=folder / f"{name}-1-then-2", resume=True)
     return steps
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every config, carried out by one process and by two."""
-    from brewer_core.run import run_config
-
+    """Every config, carried out by one process, by two, and by one number of them after the other."""
     made = films(tmp_path_factory.mktemp("runs"))
     for name, make in CONFIGS.items():
         write_config(made, make(), f"{name}.json")
         run_config(made / f"{name}.json", output=made / f"{name}-1")
+    for name in INTERRUPTED:
+        stopped_run(made, name, f"{name}-1-then-2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BREWER_TEST_FOLDER", str(made))
-        first, second = in_each(runs_of_all, made)
+        first, second = in_each(in_both, made)
+    for name in INTERRUPTED:
+        parts = {path.name for path in made.glob(f"{name}-2-then-1/stages/*/checkpoints/step-1/parts/*.distcp")}
+        assert parts == ({"__0_0.distcp", "__1_0.distcp"} if name == "sharded" else set())
+        run_config(made / f"{name}.json", output=made / f"{name}-2-then-1", resume=True)
     assert first == second
     return made
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def assert_same_weights(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
@@ -137,7 +165,7 @@ def test_two_processes_end_with_the_student_of_one(folder: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_figures_are_those_of_the_whole_step_and_of_every_row_once(folder: Path, name: str) -> None:
-    one, two = ([json.loads(line) for line in (folder / f"{name}-{n}" / "metrics.jsonl").open()] for n in (1, 2))
+    one, two = lines(folder / f"{name}-1"), lines(folder / f"{name}-2")
     assert [line.keys() for line in one] == [line.keys() for line in two]
     for ours, theirs in zip(one, two, strict=True):
         for key in ours.keys() - {"steps_per_s", "stage"}:
@@ -145,3 +173,14 @@ def test_figures_are_those_of_the_whole_step_and_of_every_row_once(folder: Path,
     summaries = [read(folder / f"{name}-{n}" / "summary.json") for n in (1, 2)]
     assert summaries[0]["student"]["metrics"] == summaries[1]["student"]["metrics"]
     assert read(folder / f"{name}-2" / "manifest.json")["processes"] == 2
+
+
+@pytest.mark.parametrize("order", ["1-then-2", "2-then-1"])
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path, name: str, order: str) -> None:
+    ended = folder / f"{name}-{order}"
+    assert_same_weights(weights_in(folder / f"{name}-1/student"), weights_in(ended / "student"))
+    assert [(line["stage"], line["step"]) for line in lines(ended)] == [
+        (line["stage"], line["step"]) for line in lines(folder / f"{name}-1")
+    ]
+    assert read(ended / "manifest.json")["status"] == "finished"

@@ -331,14 +331,15 @@ class Spoilt:
 
 def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tmp_path: Path) -> None:
     left_out = engine(tmp_path, on_nonfinite="skip", nonfinite_limit=2)
-    with pytest.warns(
-        UserWarning, match=r"optimizer step 2 of \d+: the term `kd_loss` is not finite, in micro-batch 1 of the"
-    ):
+    with pytest.warns(UserWarning, match="is left out") as warned:
         assert left_out.train(Spoilt(2), Duration(epochs=2)) == 4
+    assert str(warned[0].message) == (
+        "optimizer step 2 of 6: the term `kd_loss` is not finite, in micro-batch 1 of the step; the step is left out."
+    )
     assert all(tensor.isfinite().all() for tensor in weights(left_out.learner).values())
     with (
         pytest.warns(UserWarning, match="is left out"),
-        pytest.raises(NonFiniteError, match="1 steps were left out before"),
+        pytest.raises(NonFiniteError, match="; a step was left out before it"),
     ):
         engine(tmp_path, on_nonfinite="skip", nonfinite_limit=1).train(Spoilt(2), Duration(epochs=2))
 

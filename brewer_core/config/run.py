@@ -14,6 +14,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainValidator,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
     model_validator,
 )
@@ -79,6 +80,23 @@ def _not_empty(value: Held) -> Held:
     if not value:
         raise PydanticCustomError("text", "is empty; name at least one")
     return value
+
+
+class RowsOrAuto:
+    """Marks a number of rows that may be `auto`, with the errors of a number where it is neither."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A count, but for that word."""
+        del source
+        return core_schema.no_info_wrap_validator_function(_auto_or_rows, handler.generate_schema(Count))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Either."""
+        return {"anyOf": [{"const": "auto", "type": "string"}, handler(schema)]}
+
+
+def _auto_or_rows(value: Any, rows: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else rows(value)
 
 
 def _told_apart(schema: dict[str, Any]) -> None:
@@ -232,7 +250,7 @@ class Optimization(Config):
     """Passes over the training rows."""
     steps: Count | None = None
     """Optimizer steps."""
-    batch_size: Count | Literal["auto"] = 16
+    batch_size: Annotated[int | Literal["auto"], RowsOrAuto()] = 16
     """Rows in one forward pass, over all processes. `auto`: as many of a step's as the memory holds, found by halving."""
     accumulation: Count = 1
     """Forward passes in one optimizer step; with batch_size `auto`, rows_per_step says how large a step is."""
@@ -426,7 +444,7 @@ class RunConfig(Config):
     """How models are evaluated."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on with the run that the folder holds, if it holds an unfinished one; the option `--resume` says the same."""
-    sharded: tuple[Literal["student", "teachers"], ...] = ()
+    fsdp: tuple[Literal["student", "teachers"], ...] = ()
     """What is split over the processes, by torch's FSDP2, where a copy is too large for each."""
     trackers: tuple[Annotated[ComponentRef, OfKind("tracker")], ...] = (ComponentRef("tracker", "tensorboard"),)
     """Where figures go beside `metrics.jsonl`."""

@@ -415,9 +415,10 @@ class Engine:
         if self.settings.on_nonfinite == "skip" and self._left_out <= self.settings.nonfinite_limit:
             warnings.warn(f"{where}; the step is left out.", stacklevel=5)
             return
-        more = f" {self._left_out - 1} steps were left out before it." if self.settings.on_nonfinite == "skip" else ""
+        before = self._left_out - 1
+        more = f"; {'a step was' if before == 1 else f'{before} steps were'} left out before it" if before else ""
         raise NonFiniteError(
-            f"{where}; training stopped before the step, and nothing was changed by it.{more} Look for empty or extreme "
+            f"{where}{more}; training stopped before the step, and nothing was changed by it. Look for empty or extreme "
             "batches, lower the learning rate, clip with max_grad_norm, or raise the temperature."
         )
 

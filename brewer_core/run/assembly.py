@@ -152,7 +152,7 @@ class Assembly:
 
     def in_parts(self, role: Literal["student", "teachers"]) -> bool:
         """Whether several processes share one model of this role, each holding a part."""
-        return self.processes.several and role in self.config.sharded
+        return self.processes.several and role in self.config.fsdp
 
     def placed(self, model: nn.Module, role: Literal["student", "teachers"]) -> nn.Module:
         """A model that is not trained, on the device, or in parts on those of all processes."""

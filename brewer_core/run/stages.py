@@ -225,7 +225,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
             checkpoints=checkpoints,
             generator=numpy.random.default_rng(assembly.seed("tasks", tracking)),
             processes=processes,
-            in_parts="student" in config.sharded,
+            in_parts="student" in config.fsdp,
         )
         if session.resuming:
             _take_up(engine, checkpoints, tracking, session.reporter)
