@@ -59,7 +59,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        agreed = torch.tensor(numbers)
+        agreed = torch.tensor(numbers, device=_meeting_place())
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
         largest: list[int] = agreed.tolist()
         return largest
@@ -71,7 +71,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        added = torch.tensor(numbers, dtype=torch.float64)
+        added = torch.tensor(numbers, dtype=torch.float64, device=_meeting_place())
         dist.all_reduce(added)
         sums: list[float] = added.tolist()
         return sums
@@ -187,6 +187,13 @@ def _part() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _meeting_place() -> str:
+    """Where numbers are agreed upon: the CPU, but for a group that a script has made for GPUs alone."""
+    import torch.distributed as dist
+
+    return "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
 
 
 def _attempted(make: Callable[[], Any]) -> tuple[BrewerError | None, Any]:
