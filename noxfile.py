@@ -143,6 +143,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Kill runs at random moments, go on with them, and compare bit for bit: `nox -s faults -- --kills 50 --seed 0`."""
+    install(session, ".[hf]")
+    session.run("python", "tests/faults/kill_runs.py", *session.posargs, env=QUIET)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/; `nox -s docs -- serve` shows it as it is written."""
     install(session, *group("docs"))

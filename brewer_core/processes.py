@@ -172,7 +172,7 @@ def _connect(timeout_s: float) -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {missing[0]} is not set; start several processes with torchrun or "
             "accelerate launch, which set both, or unset WORLD_SIZE."
         )
-    backend = "cpu:gloo"
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"

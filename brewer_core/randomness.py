@@ -47,6 +47,17 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+def stir(number: int) -> None:
+    """Make the generators draw otherwise than they would, each number in a way of its own."""
+    import numpy
+    import torch
+
+    seed = (int(torch.randint(2**31, ()).item()) + number) % 2**32
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """What is drawn inside is drawn aside: afterwards the generators are as they were."""

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
-from two_processes import in_each
-
 from brewer_core.errors import Stopped
 from brewer_core.run import run_config
 from brewer_core.stopping import StopReason, StopRequest
+from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
+from two_processes import in_each
 
 STILL = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 KEY_BIAS = "attention.self.key.bias"  # its true gradient is 0, so that an adaptive optimizer moves it by rounding noise
@@ -49,7 +48,7 @@ def general() -> dict[str, Any]:
             {**match, "feature": "attention", "loss": "attention_mse", "layer_T": 1, "layer_S": 0},
         ],
     }
-    accumulating = training(steps=6, batch_size=5, accumulation=2, log_every_steps=1)
+    accumulating = training(steps=6, batch_size=5, accumulation=2, log_every_steps=2)
     return config(stages=[supervised(training=accumulating), distill(distillation=distillation, training=accumulating)])
 
 

@@ -284,7 +284,7 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path: Path) -> None:
 
 def test_other_tasks_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, {"a": batches()}, batches()) == (
-        "the training that is taken up had loaders for , and none for 'a'; pass the same."
+        "the training that is taken up had one loader, and none for 'a'; pass the same."
     )
 
 

@@ -53,6 +53,8 @@ app.command("migrate")(migrate)
 
 def main() -> None:
     """Run the command line and exit: 0, 1 where a run failed, 2 for a faulty request, 130 or 143 when stopped."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # each process would say that a step used all parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = sys.argv[1:]
     sys.exit(execute([a for a in arguments if a != TRACEBACK], with_traceback=TRACEBACK in arguments))
 

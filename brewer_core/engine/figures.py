@@ -40,9 +40,10 @@ class Window:
 
     def read(self, processes: Processes) -> dict[str, float]:
         """The mean of each term over the steps in which it was; a term of some tasks alone over those."""
-        names = list(self.sums)
-        read = torch.stack([self.sums[name].float() for name in names]).tolist()
-        added = processes.sums([*read, *(self.shares[name] for name in names)])
+        names = list(dict.fromkeys(name for theirs in processes.gathered(list(self.sums)) for name in theirs))
+        zero = next((value.new_zeros(()) for value in self.sums.values()), torch.zeros(()))
+        read = torch.stack([self.sums.get(name, zero).float() for name in names]).tolist()
+        added = processes.sums([*read, *(self.shares.get(name, 0.0) for name in names)])
         sums, shares = added[: len(names)], added[len(names) :]
         means = {name: value / share for name, value, share in zip(names, sums, shares, strict=True) if share > 0}
         return {**means, "steps_per_s": self.steps / (time.perf_counter() - self.since)}
@@ -52,10 +53,15 @@ class Window:
         return {"sums": dict(self.sums), "shares": dict(self.shares), "steps": self.steps}
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Any], device: torch.device) -> Window:
-        """The window of a checkpoint."""
-        sums = {name: value.to(device) for name, value in state["sums"].items()}
-        return cls(sums, dict(state["shares"]), state["steps"])
+    def of_states(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Window:
+        """The window of a checkpoint; of several processes' windows one with the sums of all."""
+        window = cls(steps=max((state["steps"] for state in states), default=0))
+        for state in states:
+            for name, value in state["sums"].items():
+                moved = value.to(device)
+                window.sums[name] = window.sums[name] + moved if name in window.sums else moved
+                window.shares[name] = window.shares.get(name, 0.0) + state["shares"][name]
+        return window
 
 
 def told(parts: Mapping[str, Part], task: str) -> dict[str, Part]:

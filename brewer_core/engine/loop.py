@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from brewer_core.batches import move_to_device, rows_named
-from brewer_core.checkpoints import Checkpoints, why_unsavable
-from brewer_core.engine.figures import Part, Window, told
-from brewer_core.engine.memory import Halving
-from brewer_core.engine.parameters import Trained, add_parameter_groups, check_parameters
-from brewer_core.engine.position import TrackedLoader
-from brewer_core.engine.running import Alone, Divided, Replicated, Running, SummedAfterwards
-from brewer_core.engine.settings import Duration, Settings, steps_per_epoch
-from brewer_core.engine.shares import Counted, Shares, counted, notice_counting, of_all
-from brewer_core.errors import BrewerError, DataError, NonFiniteError, RequestError, SaveError, Stopped
+from brewer_core.checkpoints import Checkpoints
+from brewer_core.engine.feeding import Feed, MicroBatch
+from brewer_core.engine.figures import Window
+from brewer_core.engine.finite import Judge, Seen
+from brewer_core.engine.running import placed, running
+from brewer_core.engine.saving import Saving, Stateful, States
+from brewer_core.engine.settings import Duration, Settings
+from brewer_core.engine.shares import notice_counting
+from brewer_core.engine.stepping import Gradients
+from brewer_core.errors import DataError, Stopped
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
 from brewer_core.processes import Processes
-from brewer_core.protocols import Batch, Draws, Step, Strategy, Teacher
-from brewer_core.randomness import random_states, restore_random_states
-from brewer_core.sharding import device_mesh, full_norm, read_shards, regroup, shard_learner, write_shards
+from brewer_core.protocols import Draws, Step, Teacher
+from brewer_core.randomness import random_states, restore_random_states, stir
 from brewer_core.stopping import StopReason
-from brewer_core.utils import cycle
-
-MicroBatch = tuple[str, Batch]
-_PARTS = "parts"
-
-
-@runtime_checkable
-class _Stateful(Protocol):
-    """What optimizers and schedules are unless a user wrote or wrapped them, who need not give them more than a `step()`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A micro-batch that went through a step, its number in it from 1, and what is recorded of it."""
-
-    number: int
-    batch: Batch
-    parts: Mapping[str, Part]
 
 
 class Engine:
@@ -87,15 +59,11 @@ class Engine:
     ) -> None:
         self.settings = settings or Settings()
         check_precision(self.settings.precision, device)
-        self.device = device
-        self.processes = processes or Processes.current()
-        self.in_parts = in_parts
-        self.learner = learner
+        self.device, self.processes = device, processes or Processes.current()
+        divided, repeating = in_parts and self.processes.several, self.settings.split_when_full
+        self.learner, trained = placed(learner, optimizer, device, divided)
         self.teachers = dict(teachers or {})
         self.optimizer = optimizer
-        self._place()
-        self._trained = Trained(optimizer, learner)
-        self._running = self._make_running()
         self.scheduler = schedule(optimizer) if schedule else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.settings.precision == "fp16")
         self.listeners = tuple(listeners)
@@ -103,11 +71,21 @@ class Engine:
         self.generator = generator or numpy.random.default_rng(0)
         self.step = 0
         self.total_steps = 0
-        self._groups_read = 0  # a group is the micro-batches of one optimizer step, done or left out
-        self._left_out = 0
-        self._halving = Halving(device)
-        self._loaders: dict[str, TrackedLoader] = {}
+        self._gradients = Gradients(
+            learner,
+            running(learner, trained, self.processes, device, divided, repeating),
+            trained,
+            optimizer,
+            self.scaler,
+            self.teachers,
+            self.settings,
+            self.processes,
+            device,
+        )
+        self._judge = Judge(self.settings, self.processes, self.scaler.is_enabled())
+        self._saving, self._states = Saving(learner, optimizer, self.processes, in_parts), States()
         self._window = Window()
+        self._feed: Feed | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._stop = StopReason.NONE
         self._save_due = False
@@ -127,16 +105,20 @@ class Engine:
         """
         if self.settings.loss_normalization == "step" and (self.settings.accumulation > 1 or self.processes.several):
             notice_counting(self.learner, stacklevel=2)
-        self.total_steps = duration.total_steps(loader, self.settings.accumulation)
-        tracked = self._tracked(loader)
-        self._check_alike(loader, duration)
+        feed = Feed(loader, duration, self.settings.accumulation, self.device, self.processes)
+        if self._feed is not None and self._resumed is None:  # it was called before: what it did then counts
+            feed.load_state_dict(self._feed.state_dict(), self._feed.read)
+        self._feed, self.total_steps = feed, feed.total_steps
         self._tell("begin", self.total_steps)
         self.optimizer.zero_grad()
         try:
-            self._take_up()
-            for epoch, micro_batches, count in self._groups(tracked, duration):
-                done = self._train_step(micro_batches, count)
-                self._groups_read += 1
+            self._take_up(feed)
+            epoch_before = None
+            for epoch, micro_batches, count in feed.groups(self.learner.strategy, self.generator):
+                if epoch != epoch_before:
+                    self.optimizer.zero_grad()  # of what a callback did at the end of the epoch before
+                done, epoch_before = self._train_step(micro_batches, count), epoch
+                feed.read += 1
                 if done:
                     self._after_step(epoch)
             if self.step < self.total_steps:  # steps that were left out kept the last one from being reached
@@ -151,134 +133,86 @@ class Engine:
         """All that training changes, and where it stands: what it takes to go on to the same end, on all processes."""
         own = {
             "random": random_states(self.device),
-            "data": {task: t.state_dict() for task, t in self._loaders.items()},
+            "data": self._feed.state_dict() if self._feed else {},
+            "window": self._window.state_dict(),
         }
         draws = self.generator.bit_generator.state if isinstance(self.generator, numpy.random.Generator) else None
-        whole = {} if self.in_parts else self._whole_state()
         return {
-            **whole,
-            "scheduler": _state_of(self.scheduler, "schedule"),
+            **self._saving.state_dict(),
+            "scheduler": self._states.of(self.scheduler, "schedule"),
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
             "step": self.step,
-            "groups": self._groups_read,
-            "left_out": self._left_out,
-            "parts": self._halving.parts,
+            "groups": self._feed.read if self._feed else 0,
+            "left_out": self._judge.left_out,
+            "parts": self._gradients.halving.parts,
             "draws": draws,
-            "window": self._window.state_dict(),
             "processes": self.processes.gathered(own),
             **{listener.key: listener.state_dict() for listener in self.listeners if listener.key},
         }
-
-    def _whole_state(self) -> dict[str, Any]:
-        return {"learner": self.learner.state_dict(), "optimizer": _state_of(self.optimizer, "optimizer")}
-
-    def _load_tensors(self, state: Mapping[str, Any]) -> None:
-        """Learner and optimizer, from the state or from the parts beside it."""
-        if "learner" in state:
-            self.learner.load_state_dict(state["learner"])
-            if state["optimizer"] is not None:
-                self.optimizer.load_state_dict(state["optimizer"])
-        elif self.checkpoints is not None:
-            read_shards(self.checkpoints.path(int(state["step"])) / _PARTS, self.learner, self.optimizer)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` gave; `train` goes on from it. It may come from another number of processes.
 
         Of a state without learner and optimizer, the parts are read from the engine's checkpoints.
         """
-        self._load_tensors(state)
-        if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
+        self._saving.load_state_dict(state, self.checkpoints)
+        if isinstance(self.scheduler, Stateful) and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.learner.strategy.load_state_dict(state["strategy"])
         if state["draws"] is not None and isinstance(self.generator, numpy.random.Generator):
             self.generator.bit_generator.state = state["draws"]
         self.step = self._saved_at = int(state["step"])
-        self._groups_read, self._left_out = int(state["groups"]), int(state["left_out"])
-        self._halving.parts = int(state["parts"])
-        self._window = Window.of_state(state["window"], self.device)
+        self._judge.left_out = int(state["left_out"])
+        self._gradients.halving.parts = int(state["parts"])
         for listener in self.listeners:
             if listener.key in state:
                 listener.load_state_dict(state[listener.key])
-        self._resumed = state["processes"][self.processes.rank % len(state["processes"])]
+        self._resumed = state
 
-    def _place(self) -> None:
-        """The learner, complete, on the device, or in parts on those of all processes; and in the optimizer."""
-        divided = self.in_parts and self.processes.several
-        if not divided:
-            self.learner.to(self.device)
-        add_parameter_groups(self.optimizer, self.learner)
-        check_parameters(self.optimizer, self.learner)
-        if divided and self.settings.split_when_full:
-            raise RequestError(
-                'batch_size "auto" halves micro-batches in one process at a time, and a student in parts runs in all of them '
-                "together; give a batch size, or do not shard the student."
-            )
-        if divided:
-            before = dict(self.learner.named_parameters())
-            shard_learner(self.learner, device_mesh(self.device))
-            regroup(self.optimizer, before, self.learner)
-
-    def _make_running(self) -> Running:
-        if not self.processes.several:
-            return Alone(self.learner)
-        if self.in_parts:
-            return Divided(self.learner, self.processes)
-        if self.settings.split_when_full:
-            return SummedAfterwards(self.learner, self.processes, self._trained)
-        return Replicated(self.learner, self.processes, self.device)
-
-    def _tracked(self, loader: Any) -> Any:
-        """The loader, or the mapping from task to loader, whose places are kept."""
-        if isinstance(loader, Mapping):
-            named = {task: (each, f"the loader of the task {task!r}") for task, each in loader.items()}
-        else:
-            named = {"": (loader, "the loader")}
-        self._loaders = {task: TrackedLoader(each, self.device, name) for task, (each, name) in named.items()}
-        return self._loaders if isinstance(loader, Mapping) else self._loaders[""]
-
-    def _check_alike(self, loader: Any, duration: Duration) -> None:
-        """Raises RequestError where an epoch is of other lengths on other processes: they would wait for one another."""
-        if duration.epochs is None or not self.processes.several:
-            return
-        lengths = self.processes.gathered(len(loader))
-        if len(set(lengths)) > 1:
-            raise RequestError(
-                f"the loaders of the processes have {', '.join(map(str, lengths))} batches; all must have as many: use a "
-                "DistributedSampler, or give a number of steps."
-            )
-
-    def _take_up(self) -> None:
-        """Go to the place of the state that was loaded, if one was."""
+    def _take_up(self, feed: Feed) -> None:
+        """Go to the place of the state that was loaded, if one was: each process to its own, further ones to the first's."""
         if self._resumed is None:
             return
-        state, self._resumed = self._resumed, None
-        for task, tracked in self._loaders.items():
-            if task not in state["data"]:
-                raise RequestError(
-                    f"the training that is taken up had loaders for {', '.join(state['data'])}, and none for {task!r}; pass the same."
-                )
-            tracked.load_state_dict(state["data"][task])
-        restore_random_states(state["random"], self.device)
+        saved, rank = self._resumed["processes"], self.processes.rank
+        own = saved[rank] if rank < len(saved) else saved[0]
+        feed.load_state_dict(own["data"], int(self._resumed["groups"]))
+        windows = [each["window"] for each in saved]
+        if len(saved) != self.processes.count:  # the figures are summed over all, so the first takes those of all
+            windows = windows if self.processes.first else []
+            self._window = Window.of_states(windows, self.device)
+        else:
+            self._window = Window.of_states([own["window"]], self.device)
+        restore_random_states(own["random"], self.device)
+        if rank >= len(saved):
+            stir(rank)
+        self._resumed = None
         self._tell("resumed", self.step)
 
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where it was left out."""
-        step = Step(self.step, self.total_steps)
-        buffers = self._kept_buffers()
-        weights = {**self.learner.objective.weights(step), **self.learner.strategy.weights(step)}
-        if self.settings.split_when_full:
-            recorded = self._split_step(list(micro_batches), step, weights)
-        else:
-            recorded = self._accumulated(micro_batches, count, step, weights)
-        self._running.finish()
-        norm = self._gradient_norm()
-        if self._is_finite(recorded, norm):
-            return self._apply(recorded)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        return False
+        step, buffers = Step(self.step, self.total_steps), self._kept_buffers()
+        recorded, norm = self._gradients(micro_batches, count, step)
+        every = self.settings.save_every_s
+        save_due = every is not None and time.monotonic() - self._saved_when >= every
+        agreed = self.processes.most([self._judge.flag(recorded, norm), int(self.settings.stop()), int(save_due)])
+        self._stop, self._save_due = StopReason(agreed[1]), bool(agreed[2])
+        if agreed[0] and not self._judged(recorded, norm, step):
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            return False
+        return self._apply(recorded)
+
+    def _judged(self, recorded: Sequence[Seen], norm: Tensor, step: Step) -> bool:
+        try:
+            made = self._judge.despite(recorded, norm, step)
+        except Exception:
+            self.optimizer.zero_grad()
+            raise
+        if not made:
+            self.optimizer.zero_grad()
+        return made
 
     def _kept_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Buffers, such as the statistics of a BatchNorm, as they were, where a step may be left out that spoils them."""
@@ -286,143 +220,7 @@ class Engine:
             return []
         return [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
 
-    def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[_Seen]:
-        """The micro-batches in as many parts as fit into the memory of every process."""
-        while True:
-            states = random_states(self.device)
-            parts = self._halving.split(micro_batches)
-            recorded = self._halving.attempt(lambda: self._accumulated(iter(parts), len(parts), step, weights))  # noqa: B023
-            (full,) = self.processes.most([int(recorded is None)])
-            if recorded is not None and not full:
-                return recorded
-            self.optimizer.zero_grad()
-            self._halving.halve(micro_batches)
-            restore_random_states(states, self.device)
-
-    def _accumulated(
-        self, micro_batches: Iterator[MicroBatch], count: int, step: Step, weights: Mapping[str, float]
-    ) -> list[_Seen]:
-        """Forward and backward of a step's micro-batches."""
-        recorded: list[_Seen] = []
-        for number, ((task, batch), shares) in enumerate(self._weighed(micro_batches, count), 1):
-            with self._running.accumulating(last=number == count):
-                losses = self._running(task, batch, self._ask(task, batch), step)
-                total, seen = self._total(losses, weights, shares, count)
-                scale = self._running.averaged
-                self.scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            recorded.append(_Seen(number, batch, told(seen, task)))
-        return recorded
-
-    def _total(
-        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shares: Shares | None, count: int
-    ) -> tuple[Tensor, dict[str, Part]]:
-        """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean."""
-        if shares is None:
-            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in losses.items()) / count
-            seen = {name: Part(loss.detach() / count, 1 / count) for name, loss in losses.items()}
-        else:
-            scaled = {name: _weighted(loss, shares[name]) for name, loss in losses.items()}
-            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in scaled.items())
-            seen = {name: Part(loss.detach(), shares[name]) for name, loss in scaled.items()}
-        assert isinstance(total, Tensor)
-        return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
-
-    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, Shares | None]]:
-        """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
-        by_items = self.settings.loss_normalization == "step"
-        if not self.processes.several and (count == 1 or not by_items):
-            return ((self._prepared(task, batch)[0], None) for task, batch in micro_batches)
-        ahead = [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
-        step = of_all(self.processes, [own for _, own in ahead if own is not None])
-        return ((batch, Shares(self.learner, own, step, by_items)) for batch, own in ahead if own is not None)
-
-    def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
-        """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""
-        strategy, own = self.learner.strategy, None
-        given = self.settings.prepare(task, batch)
-        changes = type(strategy).prepare is not Strategy.prepare
-        if counting and not changes:
-            own = counted(self.learner, task, given, self._asked(task))
-        ready = strategy.prepare(task, move_to_device(given, self.device), self.learner.student)
-        if counting and changes:
-            own = counted(self.learner, task, ready, self._asked(task))
-        return (task, ready), own
-
-    def _asked(self, task: str) -> tuple[str, ...]:
-        return tuple(self.learner.strategy.teachers_for(task, tuple(self.teachers)))
-
-    def _ask(self, task: str, batch: Batch) -> dict[str, Any]:
-        needs = self.learner.needs
-        return {name: self.teachers[name].features(batch, needs.teacher(name)) for name in self._asked(task)}
-
-    def _gradient_norm(self) -> Tensor:
-        self.scaler.unscale_(self.optimizer)
-        if self.settings.max_grad_norm is not None:
-            return full_norm(torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.max_grad_norm))
-        gradients = [p.grad for p in self._trained() if p.grad is not None]
-        # torch has no norm of a sparse tensor
-        return full_norm(
-            torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
-        )
-
-    def _is_finite(self, recorded: Sequence[_Seen], norm: Tensor) -> bool:
-        """Read one flag, and agree with the other processes on what follows; False where the step is to be left out.
-
-        Under fp16 overflowing gradients are the scaler's business.
-        """
-        losses = torch.stack([seen.parts["total_loss"].value for seen in recorded]).sum()
-        flag = losses if self.scaler.is_enabled() else losses + norm.to(losses.device)
-        every = self.settings.save_every_s
-        save_due = every is not None and time.monotonic() - self._saved_when >= every
-        own = [int(not math.isfinite(flag.item())), int(self.settings.stop()), int(save_due)]
-        bad, stop, save = self.processes.most(own)
-        self._stop, self._save_due = StopReason(stop), bool(save)
-        return not bad or self._despite(recorded, norm)
-
-    def _despite(self, recorded: Sequence[_Seen], norm: Tensor) -> bool:
-        """What a step that is not finite comes to: it is made all the same, left out, or the end."""
-        names = [_not_finite(seen) for seen in recorded]
-        found = self._where(recorded, names)
-        if found and self.settings.only_gradients_stop and math.isfinite(norm.item()):
-            warnings.warn(
-                f"the term `{found[0]}` is not finite in some step, though its gradients are; training goes on. Its figures in "
-                "the log are not finite either: look for batches in which no row has a label.",
-                stacklevel=4,
-            )
-            return True
-        what = f"the term `{found[0]}` is not finite" if found else "the norm of the gradients is not finite"
-        where = found[1] if found else self._named(recorded)
-        self.optimizer.zero_grad()
-        self._leave_out(f"{what}, in {where}")
-        return False
-
-    def _where(self, recorded: Sequence[_Seen], names: Sequence[str | None]) -> tuple[str, str] | None:
-        """The first term of any process that is not finite, and the rows in which; None where all are."""
-        own = next(((n, self._named([seen])) for seen, n in zip(recorded, names, strict=True) if n is not None), None)
-        return next((each for each in self.processes.gathered(own) if each is not None), None)
-
-    def _named(self, recorded: Sequence[_Seen]) -> str:
-        numbers = [number for seen in recorded for number in rows_named(seen.batch)]
-        if numbers:
-            return self.settings.name_rows(numbers)
-        several = len(recorded) > 1
-        return f"micro-batch{'es' * several} {', '.join(str(seen.number) for seen in recorded)} of the step"
-
-    def _leave_out(self, what: str) -> None:
-        """Leave a step out. Raises NonFiniteError where that is not allowed, or too often."""
-        where = f"optimizer step {self.step + 1} of {self.total_steps}: {what}"
-        self._left_out += 1
-        if self.settings.on_nonfinite == "skip" and self._left_out <= self.settings.nonfinite_limit:
-            warnings.warn(f"{where}; the step is left out.", stacklevel=5)
-            return
-        before = self._left_out - 1
-        more = f"; {'a step was' if before == 1 else f'{before} steps were'} left out before it" if before else ""
-        raise NonFiniteError(
-            f"{where}{more}; training stopped before the step, and nothing was changed by it. Look for empty or extreme "
-            "batches, lower the learning rate, clip with max_grad_norm, or raise the temperature."
-        )
-
-    def _apply(self, recorded: Sequence[_Seen]) -> bool:
+    def _apply(self, recorded: Sequence[Seen]) -> bool:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -492,100 +290,8 @@ class Engine:
         if self.checkpoints is None:
             return
         self._tell("saving", self.step)
-        checkpoints, state = self.checkpoints, self.state_dict()
-        if self.in_parts:
-            self._save_parts(checkpoints, state)
-        else:
-            self.processes.of_first(lambda: checkpoints.save(self.step, state))
-
-    def _save_parts(self, checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
-        """The first process writes a checkpoint, into whose draft all of them write their parts."""
-
-        def write_part(draft: Path | None) -> None:
-            folder = self.processes.of_first(lambda: draft)
-            assert folder is not None
-            write_shards(folder / _PARTS, self.learner, self.optimizer)
-
-        failed: BrewerError | None = None
-        try:
-            if self.processes.first:
-                checkpoints.save(self.step, state, write_part)
-            else:
-                write_part(None)
-        except (BrewerError, OSError) as error:
-            failed = error if isinstance(error, BrewerError) else SaveError(str(error))
-        self.processes.of_first(lambda: _raise(failed))
-
-    def _groups(self, loader: Any, duration: Duration) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
-        """The micro-batches of each optimizer step that is left, with the epoch and their number; read only as they are used."""
-        size, batches = self.settings.accumulation, self.learner.strategy.batches
-        if duration.epochs is None and not duration.whole_passes:
-            stream = iter(batches(loader if isinstance(loader, Mapping) else cycle(loader), self.generator))
-            left = (duration.steps or 0) - self._groups_read
-            yield from ((0, itertools.islice(stream, size), size) for _ in range(left))
-            return
-        length = len(loader)
-        first_epoch, done = divmod(self._groups_read, steps_per_epoch(loader, size))
-        left = self.total_steps - self._groups_read
-        for epoch in itertools.count(first_epoch):
-            self.optimizer.zero_grad()  # of what a callback did at the end of the epoch before
-            stream = iter(batches(loader, self.generator))
-            for first in range(done * size, length, size):
-                if left == 0:
-                    return
-                count = min(size, length - first)
-                yield epoch, _exactly(stream, count, length), count
-                left -= 1
-            if next(iter(stream), None) is not None:
-                raise DataError(_wrong_length(length, "more"))
-            done = 0
-            if left == 0:
-                return
+        self._saving.save(self.checkpoints, self.step, self.state_dict())
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for listener in self.listeners:
             getattr(listener, event)(*arguments)
-
-
-def _raise(error: BrewerError | None) -> None:
-    if error is not None:
-        raise error
-
-
-def _state_of(part: Any, what: str) -> dict[str, Any] | None:
-    """The state of an optimizer or a schedule; None where it has none, or one that cannot be saved, of which is warned."""
-    if not isinstance(part, _Stateful):
-        return None
-    state = part.state_dict()
-    reason = why_unsavable(state)
-    if reason is None:
-        return state
-    warnings.warn(
-        f"checkpoints hold no state of the {what} {type(part).__name__}, for it {reason}; keep functions and objects out of it, "
-        "or give it a state_dict() without them.",
-        stacklevel=4,
-    )
-    return None
-
-
-def _exactly(stream: Iterable[MicroBatch], count: int, length: int) -> Iterator[MicroBatch]:
-    given = 0
-    for micro_batch in itertools.islice(stream, count):
-        given += 1
-        yield micro_batch
-    if given < count:
-        raise DataError(_wrong_length(length, "fewer"))
-
-
-def _wrong_length(length: int, yielded: str) -> str:
-    return f"the loader says that it has {length} batches and yielded {yielded}; its __len__ must be right, or give num_steps."
-
-
-def _weighted(loss: Tensor, weight: float) -> Tensor:
-    """A term's share of the total; one of weight 0 adds 0, were it not finite, and leaves its parameters their gradient of 0."""
-    return weight * (torch.nan_to_num(loss) if weight == 0 else loss)
-
-
-def _not_finite(seen: _Seen) -> str | None:
-    """The first term that is not finite in a micro-batch."""
-    return next((name for name, part in seen.parts.items() if not math.isfinite(part.value.item())), None)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from brewer_core.engine.parameters import Trained
+from brewer_core.engine.parameters import Trained, add_parameter_groups, check_parameters
+from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.processes import Processes
+from brewer_core.sharding import device_mesh, regroup, shard_learner
 
 Losses = Mapping[str, Tensor]
 
@@ -69,12 +70,10 @@ class Replicated(Alone):
         self._wrapped = DistributedDataParallel(
             learner, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
         )
-        self._called = itertools.count()
 
     def __call__(self, *arguments: Any) -> Losses:
         """What the learner gives."""
-        with _quiet() if next(self._called) < 2 else nullcontext():  # it says once that this step used all parameters
-            losses: Losses = self._wrapped(*arguments)
+        losses: Losses = self._wrapped(*arguments)
         return losses
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
@@ -114,8 +113,38 @@ class SummedAfterwards(Alone):
             torch.distributed.all_reduce(parameter.grad)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        yield
+def placed(
+    learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device, divided: bool
+) -> tuple[Learner, Trained]:
+    """The learner, complete, on the device, or divided among those of all processes; and what the optimizer holds of it.
+
+    Raises RequestError where the optimizer holds what is not the learner's, and for what cannot be divided.
+    """
+    if not divided:
+        learner.to(device)
+    add_parameter_groups(optimizer, learner)
+    check_parameters(optimizer, learner)
+    if divided:
+        before = dict(learner.named_parameters())
+        shard_learner(learner, device_mesh(device))
+        regroup(optimizer, before, learner)
+    return learner, Trained(optimizer, learner)
+
+
+def running(
+    learner: Learner, trained: Trained, processes: Processes, device: torch.device, divided: bool, repeating: bool
+) -> Running:
+    """How the learner is run. repeating: a process may do a step again by itself.
+
+    Raises RequestError where the learner is divided as well, whose processes step together.
+    """
+    if not processes.several:
+        return Alone(learner)
+    if divided and repeating:
+        raise RequestError(
+            'batch_size "auto" halves micro-batches in one process at a time, and a student in parts runs in all of them '
+            "together; give a batch size, or leave fsdp out."
+        )
+    if divided:
+        return Divided(learner, processes)
+    return SummedAfterwards(learner, processes, trained) if repeating else Replicated(learner, processes, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from brewer_core.errors import DataError, OutputExistsError, RequestError
-from brewer_core.files import write_whole
+from brewer_core.files import draft_of, remove, replaced_of, write_whole
 from brewer_core.run.lock import Lock
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
@@ -21,9 +20,10 @@ STAGES, BASELINES, STUDENT, PLUGINS = "stages", "baselines", "student", "plugins
 OWN_NAMES = (CONFIG, MANIFEST, METRICS, SUMMARY, LOCK, STAGES, BASELINES, STUDENT, PLUGINS)
 """All that a run writes into its folder, and all that overwriting removes."""
 
-
-DRAFTS = tuple(f".{name}.partial" for name in OWN_NAMES)
+DRAFTS = tuple(draft_of(Path(name)).name for name in OWN_NAMES)
 """What a write leaves that was killed."""
+ASIDE = tuple(replaced_of(Path(name)).name for name in OWN_NAMES)
+"""What stands aside after a kill in the instant in which another took its place."""
 TIME = "%Y%m%d-%H%M%S"
 """The time in the name of a folder that a run chose itself, in UTC."""
 
@@ -58,7 +58,7 @@ class RunFolder:
             folder = cls._locked(path)
             with folder._released_on_error():
                 _refuse_full(path, overwrite)  # another run may have come and gone since
-                folder._remove(*(name for name in OWN_NAMES if name != LOCK), *DRAFTS)
+                folder._remove(*(name for name in OWN_NAMES if name != LOCK), *DRAFTS, *ASIDE)
         return folder
 
     @classmethod
@@ -99,7 +99,7 @@ class RunFolder:
 
     def _remove(self, *names: str) -> None:
         for name in names:
-            _remove(self.path / name)
+            remove(self.path / name)
 
     @contextmanager
     def _released_on_error(self) -> Iterator[None]:
@@ -191,7 +191,7 @@ def _refuse_full(path: Path, overwrite: bool) -> None:
 
 def _left_by_a_kill(inside: list[str]) -> bool:
     """Whether these are all a run's. Without its lock they are not: a user's config.json has a run's name too."""
-    return LOCK in inside and set(inside) <= {*OWN_NAMES, *DRAFTS}
+    return LOCK in inside and set(inside) <= {*OWN_NAMES, *DRAFTS, *ASIDE}
 
 
 @contextmanager
@@ -213,10 +213,3 @@ def _refuse_unwritable(path: Path) -> None:
         raise RequestError(
             f"output {path} cannot be written: {parent} is not a folder that you may write to; choose another with --output."
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

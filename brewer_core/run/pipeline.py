@@ -18,7 +18,7 @@ from torch import Tensor
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
 from brewer_core.errors import RequestError, SaveError, Stopped
-from brewer_core.files import folder_written_whole
+from brewer_core.files import findable, folder_written_whole
 from brewer_core.plugins import default_registry
 from brewer_core.processes import Processes, local_rank
 from brewer_core.protocols import LoadedModel
@@ -390,4 +390,4 @@ def _absolute(path: Any, base_dir: Path) -> Any:
 
 def _publish(folder: RunFolder, stage: str) -> None:
     with folder_written_whole(folder.path / names.STUDENT) as draft:
-        shutil.copytree(folder.stage(stage) / "model", draft, dirs_exist_ok=True)
+        shutil.copytree(findable(folder.stage(stage) / "model"), draft, dirs_exist_ok=True)

@@ -35,10 +35,11 @@ PATIENCE_S = 300
 
 @dataclass
 class Kills:
-    """How often runs were killed, and where they were just then."""
+    """How often runs were killed, and where they were just then. inside: the share of those that are inside a save."""
 
     wanted: int
     draws: random.Random
+    inside: float = 0.5
     moments: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -140,8 +141,8 @@ def carried_out(folder: Path, output: Path) -> Undisturbed:
 def killed_until_done(folder: Path, output: Path, kills: Kills, whole: Undisturbed) -> None:
     """The run, killed as long as kills are left, and then carried out."""
     while kills.left > 0:
-        inside = kills.draws.random() < 0.5
-        process = start(folder, output, kills.draws.randint(1, whole.flushes) if inside else 0)
+        inside = kills.draws.random() < kills.inside
+        process = start(folder, output, kills.draws.randint(1, whole.flushes // 2) if inside else 0)
         if not inside:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(kills.draws.uniform(0.8 * whole.begins_s, whole.ends_s))

@@ -1,0 +1,139 @@
+"""Forward and backward of one optimizer step: its micro-batches, what each weighs, and the gradients that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brewer_core.batches import move_to_device
+from brewer_core.engine.feeding import MicroBatch
+from brewer_core.engine.figures import Part, told
+from brewer_core.engine.finite import Seen
+from brewer_core.engine.memory import Halving
+from brewer_core.engine.parameters import Trained
+from brewer_core.engine.running import Running
+from brewer_core.engine.settings import Settings
+from brewer_core.engine.shares import Counted, Shares, counted, of_all
+from brewer_core.learner import Learner
+from brewer_core.processes import Processes
+from brewer_core.protocols import Batch, Step, Strategy, Teacher
+from brewer_core.randomness import random_states, restore_random_states
+from brewer_core.sharding import full_norm
+
+
+class Gradients:
+    """Makes the gradients of a step. halving: in how many parts micro-batches are run."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        running: Running,
+        trained: Trained,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        teachers: Mapping[str, Teacher],
+        settings: Settings,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self._learner, self._running, self._trained = learner, running, trained
+        self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
+        self._settings, self._processes, self._device = settings, processes, device
+        self.halving = Halving(device)
+
+    def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
+        """What is recorded of the micro-batches, and the norm of the gradients, clipped as the settings ask."""
+        weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
+        if self._settings.split_when_full:
+            recorded = self._split_step(list(micro_batches), step, weights)
+        else:
+            recorded = self._accumulated(micro_batches, count, step, weights)
+        self._running.finish()
+        return recorded, self._norm()
+
+    def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[Seen]:
+        """The micro-batches in as many parts as fit into the memory of every process."""
+        while True:
+            states = random_states(self._device)
+            parts = self.halving.split(micro_batches)
+            recorded = self.halving.attempt(lambda: self._accumulated(iter(parts), len(parts), step, weights))  # noqa: B023
+            (full,) = self._processes.most([int(recorded is None)])
+            if recorded is not None and not full:
+                return recorded
+            self._optimizer.zero_grad()
+            self.halving.halve(micro_batches)
+            restore_random_states(states, self._device)
+
+    def _accumulated(
+        self, micro_batches: Iterator[MicroBatch], count: int, step: Step, weights: Mapping[str, float]
+    ) -> list[Seen]:
+        """Forward and backward of a step's micro-batches."""
+        recorded: list[Seen] = []
+        for number, ((task, batch), shares) in enumerate(self._weighed(micro_batches, count), 1):
+            with self._running.accumulating(last=number == count):
+                losses = self._running(task, batch, self._ask(task, batch), step)
+                total, seen = self._total(losses, weights, shares, count)
+                scale = self._running.averaged
+                self._scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            recorded.append(Seen(number, batch, told(seen, task)))
+        return recorded
+
+    def _total(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shares: Shares | None, count: int
+    ) -> tuple[Tensor, dict[str, Part]]:
+        """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean."""
+        if shares is None:
+            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in losses.items()) / count
+            seen = {name: Part(loss.detach() / count, 1 / count) for name, loss in losses.items()}
+        else:
+            scaled = {name: _weighted(loss, shares[name]) for name, loss in losses.items()}
+            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in scaled.items())
+            seen = {name: Part(loss.detach(), shares[name]) for name, loss in scaled.items()}
+        assert isinstance(total, Tensor)
+        return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
+
+    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, Shares | None]]:
+        """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
+        by_items = self._settings.loss_normalization == "step"
+        if not self._processes.several and (count == 1 or not by_items):
+            return ((self._prepared(task, batch)[0], None) for task, batch in micro_batches)
+        ahead = [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
+        step = of_all(self._processes, [own for _, own in ahead if own is not None])
+        return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ahead if own is not None)
+
+    def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
+        """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""
+        strategy, own = self._learner.strategy, None
+        given = self._settings.prepare(task, batch)
+        changes = type(strategy).prepare is not Strategy.prepare
+        if counting and not changes:
+            own = counted(self._learner, task, given, self._asked(task))
+        ready = strategy.prepare(task, move_to_device(given, self._device), self._learner.student)
+        if counting and changes:
+            own = counted(self._learner, task, ready, self._asked(task))
+        return (task, ready), own
+
+    def _asked(self, task: str) -> tuple[str, ...]:
+        return tuple(self._learner.strategy.teachers_for(task, tuple(self._teachers)))
+
+    def _ask(self, task: str, batch: Batch) -> dict[str, Any]:
+        needs = self._learner.needs
+        return {name: self._teachers[name].features(batch, needs.teacher(name)) for name in self._asked(task)}
+
+    def _norm(self) -> Tensor:
+        self._scaler.unscale_(self._optimizer)
+        if self._settings.max_grad_norm is not None:
+            return full_norm(torch.nn.utils.clip_grad_norm_(self._trained(), self._settings.max_grad_norm))
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
+        # torch has no norm of a sparse tensor
+        return full_norm(
+            torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+        )
+
+
+def _weighted(loss: Tensor, weight: float) -> Tensor:
+    """A term's share of the total; one of weight 0 adds 0, were it not finite, and leaves its parameters their gradient of 0."""
+    return weight * (torch.nan_to_num(loss) if weight == 0 else loss)
