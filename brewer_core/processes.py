@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from brewer_core.errors import BrewerError, ProcessError, RequestError
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -62,7 +59,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        agreed = torch.tensor(numbers)
+        agreed = torch.tensor(numbers, device=_meeting_place())
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
         largest: list[int] = agreed.tolist()
         return largest
@@ -74,7 +71,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        added = torch.tensor(numbers, dtype=torch.float64)
+        added = torch.tensor(numbers, dtype=torch.float64, device=_meeting_place())
         dist.all_reduce(added)
         sums: list[float] = added.tolist()
         return sums
@@ -190,6 +187,13 @@ def _part() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _meeting_place() -> str:
+    """Where numbers are agreed upon: the CPU, but for a group that a script has made for GPUs alone."""
+    import torch.distributed as dist
+
+    return "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
 
 
 def _attempted(make: Callable[[], Any]) -> tuple[BrewerError | None, Any]:

@@ -208,6 +208,11 @@ def test_half_precision_on_a_cpu(refused):
             {"evaluation": {"data": "films", "best": {"metric": "f1"}}},
             "evaluation.best.metric: no metric gives 'f1'; known: accuracy",
         ),
+        (
+            {"stages": [distill(distillation={"is_caching_logits": True})], "fsdp": ["teachers"]},
+            "stages[0].distillation.is_caching_logits: each process asks the teacher only about rows that are new to it, and "
+            "teachers in parts are asked by all of them together; set it to false, or leave `teachers` out of fsdp",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_its_models(refused, changes, problem):

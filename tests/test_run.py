@@ -526,6 +526,12 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(finished, run, tm
     assert {line["stage"] for line in lines_of(tmp_path / "run")} == {"only"}
 
 
+def test_overwriting_wins_over_a_config_that_resumes(run, tmp_path):
+    run(document(stages=[supervised(name="one")], resume="auto"))
+    run(document(stages=[supervised(name="two")], resume="auto"), overwrite=True)
+    assert {line["stage"] for line in lines_of(tmp_path / "run")} == {"two"}
+
+
 def test_a_run_without_a_folder_gets_one_by_config_and_time(tmp_path, monkeypatch, registry):
     monkeypatch.chdir(tmp_path)
     file = write_config(films(tmp_path), document(stages=[supervised()]), "mine.json")

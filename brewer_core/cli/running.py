@@ -51,7 +51,7 @@ def run(
     from brewer_core.run.planning import plan
 
     with joined() as processes:
-        resuming = resume or parsed.resume == "auto"
+        resuming = resume or (parsed.resume == "auto" and not overwrite)
         target = processes.of_first(lambda: choose_output(parsed, base_dir, stem, output, resuming))
         if dry_run:
             RunFolder.check(target, overwrite or resuming)

@@ -10,7 +10,7 @@ from pathlib import Path
 from brewer_core.errors import RequestError
 from brewer_core.migration.bindings import dotted
 from brewer_core.migration.findings import Finding, Verdict, summary
-from brewer_core.migration.judging_configs import ONE_PROCESS, judge_config
+from brewer_core.migration.judging_configs import PROCESSES, judge_config
 from brewer_core.migration.judging_trainings import STRATEGY, judge_distiller, judge_subclass, judge_train
 from brewer_core.migration.names import CONFIGS, DISTILLERS, INSIDES, LISTS, PRESETS, OfTextBrewer
 from brewer_core.migration.sources import read_source
@@ -183,7 +183,7 @@ _READERS = frozenset({"print", "str", "repr", "type", "isinstance", "debug", "in
 def _judge_call(node: ast.Call, uses: Uses) -> Iterator[Finding]:
     called = (dotted(node.func) or "").rpartition(".")[2]
     if called == "init_process_group":
-        yield _change(node, ONE_PROCESS, 32)
+        yield _change(node, PROCESSES, 32, verdict="differs")
     if isinstance(node.func, ast.Subscript) and (name := uses.name(node.func.value)) and name.name in PRESETS:
         by_name = [keyword.arg for keyword in node.keywords if keyword.arg != "mask"]
         if by_name:

@@ -18,7 +18,10 @@ from brewer_core.registry import Registry
 
 Said = tuple[Verdict, str, int | None]
 
-ONE_PROCESS = "brewer trains in one process so far, and refuses WORLD_SIZE above 1: start the script without torchrun."
+PROCESSES = (
+    "It trains under torchrun as before, where each DataLoader has a DistributedSampler, or train() is given sharded=True; the "
+    "callback is called in the first process alone, and may not talk to the others."
+)
 
 _WITHOUT_EFFECT = ("log_dir", "output_dir", "device", "fp16_opt_level")
 """Settings that have no part in the result."""
@@ -28,7 +31,7 @@ _LEFT_OVER = (
 )
 _APEX = "torch.amp takes the place of Apex, so rounding differs; it is refused on a CPU."
 _LEVEL = "It has no effect but a warning: torch.amp has one level."
-_ONE_DEVICE = "It is ignored with a warning: brewer trains on one device."
+_ONE_DEVICE = "It is ignored with a warning: start a process for each device with torchrun."
 _FOLDER = "The folder is made when training saves into it, not by the config: make it yourself to write there before."
 _BOUNDS = "'flsw' and 'cwsm' give no temperature below 0.1, where TextBrewer's had no bounds; option `floor`."
 _SHIFT = "Rows with a negative label stay as they are, where TextBrewer took the label for a class; masked logits work."
@@ -42,7 +45,7 @@ _OF_SETTINGS: Mapping[str, Said] = {
     "fp16": ("differs", _APEX, 45),
     "fp16_opt_level": ("differs", _LEVEL, 45),
     "data_parallel": ("differs", _ONE_DEVICE, 32),
-    "local_rank": ("change", ONE_PROCESS, 32),
+    "local_rank": ("differs", PROCESSES, 32),
     "output_dir": ("same", _FOLDER, 42),
     "temperature_scheduler": ("differs", _BOUNDS, 15),
     "probability_shift": ("differs", _SHIFT, 9),

@@ -27,8 +27,8 @@ _OF_THE_COMMAND = {
     "ckpt_frequency": "training.checkpoint_every_steps counts steps",
     "ckpt_epoch_frequency": "training.checkpoint_every_steps counts steps",
     "fp16_opt_level": "torch.amp has one level",
-    "data_parallel": "a run trains on one device",
-    "local_rank": "a run trains in one process",
+    "data_parallel": "torchrun starts a process for each device",
+    "local_rank": "torchrun tells each process which it is",
 }
 """Settings of a TrainingConfig that a stage does not have."""
 

@@ -65,7 +65,7 @@ def run_config(
     config: a RunConfig, or the path of a JSON file. output: the run's folder. base_dir: what relative paths in the config
     are relative to; the file's folder, or the current one. device: `auto` takes a GPU where there is one.
     resume: go on with the run that the folder holds, to the end that it would have had; begin it where there is none. As
-    the config says where None.
+    the config says where None, unless overwrite is asked for.
     plugin_files: single-file plugins in the registry, copied into the run's folder. stop: asks the run to save and stop.
 
     Where torch.distributed connects several processes, all of them call it; the first one writes.
@@ -80,7 +80,7 @@ def run_config(
     else:
         stem = "run"
     base_dir, processes = Path(base_dir or "."), Processes.current()
-    resume = config.resume == "auto" if resume is None else resume
+    resume = config.resume == "auto" and not overwrite if resume is None else resume
     target = processes.of_first(lambda: choose_output(config, base_dir, stem, output, resume))
     resuming = processes.of_first(lambda: resume and holds_run(target))
     if not resuming:

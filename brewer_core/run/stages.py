@@ -123,6 +123,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     strategy = assembly.bind(stage.strategy)()
     sets = assembly.training_sets(stage, path)
     _check_tasks(strategy, stage, path, list(sets))
+    _check_caching(assembly, stage, path)
     refs, adaptors = named_teachers(stage), assembly.adaptors(stage.student, stage.adaptors.student)
     needs = _needs(strategy, config, list(refs))
     arguments = dict(student.forward_arguments(needs.student))
@@ -313,6 +314,18 @@ def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequ
             [
                 f"{path}.strategy: `{stage.strategy.name}` trains on one task, and the data of the stage are of "
                 f'{", ".join(tasks)}; use "multi_task", or a stage for each'
+            ],
+            "config",
+        )
+
+
+def _check_caching(assembly: Assembly, stage: DistillStage, path: str) -> None:
+    """Raises ConfigError where teachers in parts, which all processes ask together, are to be asked only about new rows."""
+    if stage.distillation.is_caching_logits and "teachers" in assembly.config.fsdp:
+        raise ConfigError(
+            [
+                f"{path}.distillation.is_caching_logits: each process asks the teacher only about rows that are new to it, and "
+                "teachers in parts are asked by all of them together; set it to false, or leave `teachers` out of fsdp"
             ],
             "config",
         )
