@@ -32,6 +32,7 @@ from brewer_core.run.planning import count_parameters, evaluators_for, plan, tea
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.resuming import check_same_config, check_same_data, check_same_plugin_files, fingerprints, hashes
 from brewer_core.run.stages import (
+    CHECKPOINTS,
     DEFAULT_ADAPTOR,
     Lesson,
     Outcome,
@@ -253,6 +254,8 @@ class _Run:
         outcome = train(self.assembly, lesson, folder, tracking, self.session)
         whole = self.assembly.whole(name, model)
         self._once(lambda: self._keep(folder, whole, outcome))
+        if not lesson.training.checkpoint_every_steps and self.processes.first:  # all were saved on the way alone
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return outcome, whole
 
     def _keep(self, folder: Path, model: LoadedModel, outcome: Outcome) -> None:

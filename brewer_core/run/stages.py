@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from brewer_core.run.training_modes import training_modes
 from brewer_core.stopping import StopRequest
 from brewer_core.teachers import LiveTeacher, evaluating
 
+CHECKPOINTS = "checkpoints"
 DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 
 
@@ -211,7 +211,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
     """
     config, training, processes = assembly.config, lesson.training, assembly.processes
     trackers = _trackers(assembly, session.run_folder, tracking)
-    checkpoints = Checkpoints(folder / "checkpoints", training.keep_last, made_with(config, assembly.registry))
+    checkpoints = Checkpoints(folder / CHECKPOINTS, training.keep_last, made_with(config, assembly.registry))
     evaluated = [task for task in session.evaluators.evaluators if task in lesson.adaptors]
     evaluation = EvaluationListener(
         lambda: session.evaluators(lesson.learner.student, lesson.adaptors),
@@ -242,8 +242,6 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         with session.stop.heeding():
             steps = engine.train(lesson.loader, lesson.duration)
     evaluation.restore_best()
-    if not training.checkpoint_every_steps and processes.first:
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)  # those that were saved on the way alone
     return Outcome(steps, stopwatch.seconds - evaluation.seconds, evaluation.best_step, evaluation.kept)
 
 
