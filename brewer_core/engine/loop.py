@@ -36,6 +36,7 @@ from brewer_core.stopping import StopReason
 from brewer_core.utils import cycle
 
 MicroBatch = tuple[str, Batch]
+_Kept = list[tuple[Tensor, Tensor]]
 _PARTS = "parts"
 
 
@@ -266,7 +267,7 @@ class Engine:
     def _train_step(self, micro_batches: Iterator[MicroBatch], count: int) -> bool:
         """One optimizer step; False where it was left out."""
         step = Step(self.step, self.total_steps)
-        buffers = self._kept_buffers()
+        buffers = self._kept_buffers() if self.settings.on_nonfinite == "skip" else []
         weights = {**self.learner.objective.weights(step), **self.learner.strategy.weights(step)}
         if self.settings.split_when_full:
             recorded = self._split_step(list(micro_batches), step, weights)
@@ -276,28 +277,26 @@ class Engine:
         norm = self._gradient_norm()
         if self._is_finite(recorded, norm):
             return self._apply(recorded)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        _put_back(buffers)
         return False
 
-    def _kept_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Buffers, such as the statistics of a BatchNorm, as they were, where a step may be left out that spoils them."""
-        if self.settings.on_nonfinite == "stop":
-            return []
+    def _kept_buffers(self) -> _Kept:
+        """Buffers, such as the statistics of a BatchNorm, as they were before a step that may be left out or made again."""
         return [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
 
     def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[_Seen]:
         """The micro-batches in as many parts as fit into the memory of every process."""
         while True:
-            states = random_states(self.device)
+            states, buffers = random_states(self.device), self._kept_buffers()
             parts = self._halving.split(micro_batches)
             recorded = self._halving.attempt(lambda: self._accumulated(iter(parts), len(parts), step, weights))  # noqa: B023
             (full,) = self.processes.most([int(recorded is None)])
             if recorded is not None and not full:
                 return recorded
             self.optimizer.zero_grad()
-            self._halving.halve(micro_batches)
             restore_random_states(states, self.device)
+            _put_back(buffers)
+            self._halving.halve(micro_batches)
 
     def _accumulated(
         self, micro_batches: Iterator[MicroBatch], count: int, step: Step, weights: Mapping[str, float]
@@ -544,6 +543,13 @@ class Engine:
     def _tell(self, event: str, *arguments: Any) -> None:
         for listener in self.listeners:
             getattr(listener, event)(*arguments)
+
+
+def _put_back(kept: _Kept) -> None:
+    """Give tensors the values that were kept."""
+    with torch.no_grad():
+        for tensor, before in kept:
+            tensor.copy_(before)
 
 
 def _raise(error: BrewerError | None) -> None:
