@@ -57,5 +57,5 @@ class Halving:
 
 
 def _ran_out(error: BaseException) -> bool:
-    words = ("out of memory", "allocate memory", "not enough memory")
+    words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # the last is cuBLAS's
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
