@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from brewer_core.batches import move_to_device, rows_named
+from brewer_core.batches import move_to_device, rows, rows_named
 from brewer_core.checkpoints import Checkpoints, why_unsavable
 from brewer_core.engine.figures import Part, Window, told
 from brewer_core.engine.memory import Halving
@@ -272,7 +272,7 @@ class Engine:
         if self.settings.split_when_full:
             recorded = self._split_step(list(micro_batches), step, weights)
         else:
-            recorded = self._accumulated(micro_batches, count, step, weights)
+            recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
         self._running.finish()
         norm = self._gradient_norm()
         if self._is_finite(recorded, norm):
@@ -289,21 +289,38 @@ class Engine:
         while True:
             states, buffers = random_states(self.device), self._kept_buffers()
             parts = self._halving.split(micro_batches)
-            recorded = self._halving.attempt(lambda: self._accumulated(iter(parts), len(parts), step, weights))  # noqa: B023
-            (full,) = self.processes.most([int(recorded is None)])
-            if recorded is not None and not full:
+            recorded = self._attempt(parts, step, weights)
+            if recorded is not None:
                 return recorded
             self.optimizer.zero_grad()
             restore_random_states(states, self.device)
             _put_back(buffers)
-            self._halving.halve(micro_batches)
+            (largest,) = self.processes.most([max(rows(batch) for _, batch in micro_batches)])
+            self._halving.halve(largest)
+
+    def _attempt(self, parts: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[_Seen] | None:
+        """Forward and backward of a step; None in all processes where one of them has not the memory for it.
+
+        They agree before they tell one another what they have, for which each has to be there, and afterwards.
+        """
+        count = len(parts)
+        ready = self._halving.attempt(lambda: self._ready(iter(parts), count))
+        if self._lacking(ready) or ready is None:
+            return None
+        recorded = self._halving.attempt(lambda: self._accumulated(self._shared(ready), count, step, weights))
+        return None if self._lacking(recorded) else recorded
+
+    def _lacking(self, made: Any) -> bool:
+        """Whether any process made nothing."""
+        (lacking,) = self.processes.most([int(made is None)])
+        return bool(lacking)
 
     def _accumulated(
-        self, micro_batches: Iterator[MicroBatch], count: int, step: Step, weights: Mapping[str, float]
+        self, weighed: Iterable[tuple[MicroBatch, Shares | None]], count: int, step: Step, weights: Mapping[str, float]
     ) -> list[_Seen]:
         """Forward and backward of a step's micro-batches."""
         recorded: list[_Seen] = []
-        for number, ((task, batch), shares) in enumerate(self._weighed(micro_batches, count), 1):
+        for number, ((task, batch), shares) in enumerate(weighed, 1):
             with self._running.accumulating(last=number == count):
                 losses = self._running(task, batch, self._ask(task, batch), step)
                 total, seen = self._total(losses, weights, shares, count)
@@ -326,14 +343,22 @@ class Engine:
         assert isinstance(total, Tensor)
         return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
 
-    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, Shares | None]]:
+    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Shares | None]]:
         """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
+        return self._shared(self._ready(micro_batches, count))
+
+    def _ready(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Counted | None]]:
+        """The micro-batches of a step on the device, and what each has of the step's items, if they are weighed."""
+        if not self.processes.several and (count == 1 or self.settings.loss_normalization != "step"):
+            return (self._prepared(task, batch) for task, batch in micro_batches)
+        return [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
+
+    def _shared(self, ready: Iterable[tuple[MicroBatch, Counted | None]]) -> Iterable[tuple[MicroBatch, Shares | None]]:
+        if not isinstance(ready, list):  # one at a time, for none is weighed
+            return ((batch, None) for batch, _ in ready)
+        step = of_all(self.processes, [own for _, own in ready if own is not None])
         by_items = self.settings.loss_normalization == "step"
-        if not self.processes.several and (count == 1 or not by_items):
-            return ((self._prepared(task, batch)[0], None) for task, batch in micro_batches)
-        ahead = [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
-        step = of_all(self.processes, [own for _, own in ahead if own is not None])
-        return ((batch, Shares(self.learner, own, step, by_items)) for batch, own in ahead if own is not None)
+        return ((batch, Shares(self.learner, own, step, by_items)) for batch, own in ready if own is not None)
 
     def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
         """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from brewer_core.batches import rows, split
+from brewer_core.batches import split
 from brewer_core.errors import MemoryFullError
 
 T = TypeVar("T")
@@ -40,9 +40,11 @@ class Halving:
             torch.cuda.empty_cache()
         return None
 
-    def halve(self, micro_batches: Sequence[tuple[str, Any]]) -> None:
-        """Run twice as many parts from now on. Raises MemoryFullError where each is a single row already."""
-        largest = max(rows(batch) for _, batch in micro_batches)
+    def halve(self, largest: int) -> None:
+        """Run twice as many parts from now on. Raises MemoryFullError where each is a single row already.
+
+        largest: rows of the largest micro-batch, of any process, so that all go on or none.
+        """
         if self.parts >= largest:
             raise MemoryFullError(
                 "the memory does not hold a single row with what is trained; take a smaller model, shorter texts "
