@@ -334,10 +334,12 @@ def test_a_local_rank_is_accepted(tmp_path: Path) -> None:
     distiller.train(sgd(distiller), batches(table(), [8]), 1)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert message(RequestError, lambda: made("BasicTrainer", training(tmp_path))) == (
-        "this version trains in one process, and WORLD_SIZE is above 1; start the script without torchrun."
+    trainer = made("BasicTrainer", training(tmp_path))
+    assert message(RequestError, lambda: trainer.train(sgd(trainer), batches(table(), [8]), 1)) == (
+        "WORLD_SIZE is 2 and RANK is not set; start several processes with torchrun or accelerate launch, which set both, "
+        "or unset WORLD_SIZE."
     )
 
 
