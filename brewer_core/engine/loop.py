@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -183,14 +184,26 @@ class Engine:
         elif self.checkpoints is not None:
             read_shards(self.checkpoints.path(int(state["step"])) / _PARTS, self.learner, self.optimizer)
 
+    def _of_another(self, step: int, error: Exception) -> str:
+        where = f"the checkpoint of step {step}" + (f" in {self.checkpoints.folder}" if self.checkpoints else "")
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        return (
+            f"{where} is of another training: {reason.rstrip('.')}. Go on with the same student, distillation and optimizer, or "
+            "train anew."
+        )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` gave; `train` goes on from it. It may come from another number of processes.
 
-        Of a state without learner and optimizer, the parts are read from the engine's checkpoints.
+        Of a state without learner and optimizer, the parts are read from the engine's checkpoints. Raises RequestError where it is
+        of another student, objective or optimizer.
         """
-        self._load_tensors(state)
-        if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        try:
+            self._load_tensors(state)
+            if isinstance(self.scheduler, _Stateful) and state["scheduler"] is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise RequestError(self._of_another(int(state["step"]), error)) from error
         self.scaler.load_state_dict(state["scaler"])
         self.learner.strategy.load_state_dict(state["strategy"])
         if state["draws"] is not None and isinstance(self.generator, numpy.random.Generator):
