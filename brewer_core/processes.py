@@ -62,7 +62,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        agreed = torch.tensor(numbers)
+        agreed = torch.tensor(numbers, device=_talking_device())
         dist.all_reduce(agreed, dist.ReduceOp.MAX)
         largest: list[int] = agreed.tolist()
         return largest
@@ -74,7 +74,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        added = torch.tensor(numbers, dtype=torch.float64)
+        added = torch.tensor(numbers, dtype=torch.float64, device=_talking_device())
         dist.all_reduce(added)
         sums: list[float] = added.tolist()
         return sums
@@ -190,6 +190,13 @@ def _part() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _talking_device() -> str:
+    """Where numbers are agreed upon: on the GPU where a user connected the processes by NCCL alone."""
+    import torch.distributed as dist
+
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def _attempted(make: Callable[[], Any]) -> tuple[BrewerError | None, Any]:
