@@ -287,6 +287,10 @@ def test_a_run_that_runs_out_ends_with_the_same_student(folder: Path) -> None:
             {"batch_size": 8, "rows_per_step": 8},
             'rows_per_step: goes with batch_size "auto"; a step has batch_size x accumulation rows else',
         ),
+        (
+            {"batch_size": "auto", "loss_normalization": "micro_batch"},
+            'loss_normalization: with batch_size "auto" the mean of micro-batches would depend on the memory; use "step"',
+        ),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(tmp_path: Path, steps: Any, problem: str) -> None:
