@@ -55,8 +55,8 @@ class Checkpoints:
 
     Each holds `<entry>.safetensors` for every entry of the state that is a mapping with tensors in it, `state.pt` for all
     else, and `checksums.json`. keep_last: how many of the latest to keep, those found in the folder being older than what
-    is saved here; a pinned one, such as the best, stays beside them. made_with: versions of the distributions whose
-    components are used, written into each checkpoint.
+    is saved here, and of no use if their step is later; a pinned one, such as the best, stays beside them. made_with:
+    versions of the distributions whose components are used, written into each checkpoint.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, made_with: Mapping[str, str] | None = None) -> None:
@@ -88,6 +88,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise SaveError(self._not_written(step, state, error)) from error
         self._saved = [*(earlier for earlier in self._saved if earlier != step), step]
+        self._remove_void(step)
         self._prune()
         return target
 
@@ -143,6 +144,11 @@ class Checkpoints:
         """Remove what killed saves have left."""
         for draft in self.folder.glob(".step-*.partial"):
             remove(draft)
+
+    def _remove_void(self, step: int) -> None:
+        """Remove later steps that were found here, of a longer training or damaged: they would pass for the newest."""
+        for later in (each for each in self.steps() if each > step and each not in self._saved):
+            remove_whole(self.folder / f"step-{later}")
 
     def _prune(self) -> None:
         found = self.steps()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from brewer_core.errors import SaveError
 from brewer_core.protocols import ResumableTracker, Tracker
 
 
@@ -54,19 +56,34 @@ class TrackerListener(Listener):
 
     def logged(self, step: int, values: Mapping[str, float]) -> None:
         """Log the figures."""
-        self.tracker.log(step, {self.rename(name): value for name, value in values.items()})
+        with self._writing():
+            self.tracker.log(step, {self.rename(name): value for name, value in values.items()})
 
     def resumed(self, step: int) -> None:
         """Drop what was logged later."""
         if isinstance(self.tracker, ResumableTracker):
-            self.tracker.resume(step)
+            with self._writing():
+                self.tracker.resume(step)
 
     def saving(self, step: int) -> None:
         """Hand over to the disk what was logged."""
         del step
         if isinstance(self.tracker, ResumableTracker):
-            self.tracker.flush()
+            with self._writing():
+                self.tracker.flush()
 
     def end(self) -> None:
         """Close the tracker."""
-        self.tracker.close()
+        with self._writing():
+            self.tracker.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system refuses, a full disk say, becomes a SaveError."""
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(
+                f"figures could not be written by {type(self.tracker).__name__}: {(error.strerror or str(error)).lower()}; what was "
+                "saved before is kept. Mend that, and take the run up again with --resume."
+            ) from error

@@ -462,6 +462,16 @@ def test_checkpoints_of_a_longer_training_before_do_not_push_out_the_new_ones(tm
     assert kept.steps() == [1]
 
 
+def test_later_steps_of_a_training_before_do_not_pass_for_the_newest(tmp_path: Path) -> None:
+    before = Checkpoints(tmp_path)
+    for step in (1, 100):
+        before.save(step, {"step": step})
+    kept = Checkpoints(tmp_path)
+    kept.save(2, {"step": 2})
+    assert kept.steps() == [1, 2]
+    assert Checkpoints(tmp_path).newest() == {"step": 2}
+
+
 def test_a_step_that_is_saved_again_is_replaced(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path)
     kept.save(3, {"loss": 2.0, "learner": {"weight": torch.ones(1)}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.tensorboard import SummaryWriter
 
 from brewer_builtins.trackers import JsonLines, TensorBoard
+from brewer_core.errors import SaveError
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.protocols import ResumableTracker, Tracker
 
@@ -278,3 +280,30 @@ def test_what_a_resume_that_was_killed_left_is_dropped(tmp_path):
     go_on(TensorBoard(tmp_path, "distil"), 2, 3)
     assert not (folder / ".events.partial").exists()
     assert points(folder) == curves(3)
+
+
+class OnAFullDisk:
+    """A tracker that the disk takes nothing from."""
+
+    def log(self, step: int, values: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        self.log(0, {})
+
+    def resume(self, step: int) -> None:
+        self.log(step, {})
+
+    def close(self) -> None:
+        self.log(0, {})
+
+
+@pytest.mark.parametrize("event", ["logged", "saving", "resumed", "end"])
+def test_a_full_disk_is_told_in_a_sentence(event: str) -> None:
+    arguments = {"logged": (1, {"total_loss": 1.0}), "saving": (1,), "resumed": (1,), "end": ()}[event]
+    with pytest.raises(SaveError) as caught:
+        getattr(TrackerListener(OnAFullDisk()), event)(*arguments)
+    assert str(caught.value) == (
+        "figures could not be written by OnAFullDisk: no space left on device; what was saved before is kept. Mend that, and "
+        "take the run up again with --resume."
+    )

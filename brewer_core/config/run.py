@@ -293,6 +293,10 @@ class Optimization(Config):
             raise ValueError(
                 'rows_per_step: goes with batch_size "auto"; a step has batch_size x accumulation rows else'
             )
+        if self.batch_size == "auto" and self.loss_normalization == "micro_batch":
+            raise ValueError(
+                'loss_normalization: with batch_size "auto" the mean of micro-batches would depend on the memory; use "step"'
+            )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from brewer_core.engine.saving import Saving, Stateful, States
 from brewer_core.engine.settings import Duration, Settings
 from brewer_core.engine.shares import notice_counting
 from brewer_core.engine.stepping import Gradients, put_back
-from brewer_core.errors import DataError, Stopped
+from brewer_core.errors import DataError, RequestError, Stopped
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
@@ -154,11 +155,15 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` gave; `train` goes on from it. It may come from another number of processes.
 
-        Of a state without learner and optimizer, the parts are read from the engine's checkpoints.
+        Of a state without learner and optimizer, the parts are read from the engine's checkpoints. Raises RequestError where it is
+        of another student, objective or optimizer.
         """
-        self._saving.load_state_dict(state, self.checkpoints)
-        if isinstance(self.scheduler, Stateful) and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        try:
+            self._saving.load_state_dict(state, self.checkpoints)
+            if isinstance(self.scheduler, Stateful) and state["scheduler"] is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise RequestError(self._of_another(int(state["step"]), error)) from error
         self.scaler.load_state_dict(state["scaler"])
         self.learner.strategy.load_state_dict(state["strategy"])
         if state["draws"] is not None and isinstance(self.generator, numpy.random.Generator):
@@ -170,6 +175,14 @@ class Engine:
             if listener.key in state:
                 listener.load_state_dict(state[listener.key])
         self._resumed = state
+
+    def _of_another(self, step: int, error: Exception) -> str:
+        where = f"the checkpoint of step {step}" + (f" in {self.checkpoints.folder}" if self.checkpoints else "")
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        return (
+            f"{where} is of another training: {reason.rstrip('.')}. Go on with the same student, distillation and optimizer, or "
+            "train anew."
+        )
 
     def _take_up(self, feed: Feed) -> None:
         """Go to the place of the state that was loaded, if one was: each process to its own, further ones to the first's."""

@@ -50,6 +50,13 @@ class RunFolder:
         _refuse_unwritable(path)
 
     @classmethod
+    def check_going_on(cls, path: Path) -> None:
+        """Whether the run of a folder may go on; nothing is changed. Raises what `reopen` raises."""
+        _require_run(path)
+        with _writable(path):
+            Lock(path / LOCK).refuse_held()
+
+    @classmethod
     def open(cls, path: Path, overwrite: bool) -> RunFolder:
         """Make the folder, or empty it of a former run, and lock it. Raises what `check` raises."""
         cls.check(path, overwrite)

@@ -84,8 +84,7 @@ def run_config(
     resume = config.resume == "auto" and not overwrite if resume is None else resume
     target = processes.of_first(lambda: choose_output(config, base_dir, stem, output, resume))
     resuming = processes.of_first(lambda: resume and holds_run(target))
-    if not resuming:
-        processes.of_first(lambda: RunFolder.check(target, overwrite))
+    processes.of_first(lambda: RunFolder.check_going_on(target) if resuming else RunFolder.check(target, overwrite))
     assembly = Assembly(config, base_dir, registry, choose_device(device), processes)
     run = _Run(assembly, target, reporter or Reporter(), plugin_files, stop or StopRequest(), resuming)
     with processes.noticing_loss():

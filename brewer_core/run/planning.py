@@ -19,7 +19,7 @@ from brewer_core.protocols import LoadedModel, Step
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
 from brewer_core.run.optimization import check_training
-from brewer_core.run.stages import Lesson, distill_lesson, supervised_lesson
+from brewer_core.run.stages import Lesson, distill_lesson, few_rows, supervised_lesson
 from brewer_core.run.tasks import trained_model
 from brewer_core.teachers import evaluating
 
@@ -95,7 +95,8 @@ def stage_lesson(assembly: Assembly, position: int) -> Lesson:
 def first_batches(lesson: Lesson, device: torch.device) -> dict[str, Any]:
     """The first batch of each task, as the strategy prepares it."""
     loaders = lesson.loader if isinstance(lesson.loader, Mapping) else {"": lesson.loader}
-    batches = {task: move_to_device(next(iter(loader)), device) for task, loader in loaders.items()}
+    first = {task: few_rows(next(iter(loader)), lesson.training) for task, loader in loaders.items()}
+    batches = {task: move_to_device(batch, device) for task, batch in first.items()}
     learner = lesson.learner
     with torch.no_grad():
         return {task: learner.strategy.prepare(task, batch, learner.student) for task, batch in batches.items()}

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import nn
 
-from brewer_core.batches import call_model, move_to_device
+from brewer_core.batches import call_model, move_to_device, rows, split
 from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
@@ -24,7 +24,7 @@ from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
 from brewer_core.processes import Processes
-from brewer_core.protocols import LoadedModel, ModelInfo, Needs, Strategy, Teacher
+from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
@@ -129,7 +129,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     arguments = dict(student.forward_arguments(needs.student))
     live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
     samples = {
-        task: move_to_device(next(iter(sample)), assembly.trying_device)
+        task: move_to_device(few_rows(next(iter(sample)), stage.training), assembly.trying_device)
         for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
     }
     first, sample = next(iter(samples.items()))
@@ -165,6 +165,11 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     if config.is_caching_logits:
         teachers = {name: RememberingTeacher(teacher) for name, teacher in live.items()}
     return Lesson(learner, teachers, loaders if strategy.several_tasks else loaders[first], stage.training, adaptors)
+
+
+def few_rows(batch: Batch, training: Optimization) -> Batch:
+    """What is tried of a batch before training: with batch_size `auto` two rows, which hardly any memory is too small for."""
+    return split(batch, math.ceil(rows(batch) / 2))[0] if training.batch_size == "auto" else batch
 
 
 class Stopwatch(Listener):
