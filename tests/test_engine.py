@@ -827,7 +827,7 @@ def test_a_schedule_that_cannot_be_saved_trains_and_is_left_out_of_checkpoints(t
     made = learner(CountingAdaptor("losses"))
     optimizer = torch.optim.SGD(made.student.parameters(), lr=0.1)
     trained = Engine(made, optimizer, device=CPU, schedule=Fading, checkpoints=Checkpoints(tmp_path))
-    with pytest.warns(UserWarning, match="checkpoints hold no state of the schedule Fading, for it cannot be saved: "):
+    with pytest.warns(UserWarning, match="checkpoints hold no state of the schedule Fading, for it cannot be saved "):
         trained.train(batches(table(), [8]), Duration(steps=3))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
     state = Checkpoints(tmp_path).load(3)

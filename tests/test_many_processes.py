@@ -137,7 +137,10 @@ def test_two_processes_end_with_the_student_of_one(folder: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_figures_are_those_of_the_whole_step_and_of_every_row_once(folder: Path, name: str) -> None:
-    one, two = ([json.loads(line) for line in (folder / f"{name}-{n}" / "metrics.jsonl").open()] for n in (1, 2))
+    one, two = (
+        [json.loads(line) for line in (folder / f"{name}-{n}" / "metrics.jsonl").read_text().splitlines()]
+        for n in (1, 2)
+    )
     assert [line.keys() for line in one] == [line.keys() for line in two]
     for ours, theirs in zip(one, two, strict=True):
         for key in ours.keys() - {"steps_per_s", "stage"}:
