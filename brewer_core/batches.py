@@ -56,15 +56,15 @@ def rows_named(batch: Batch) -> list[int]:
     return [int(number) for number in found.tolist()] if found is not None else []
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in so many of about equal size; tensors of another length are in each of them.
+def split(batch: Batch, parts: int, exactly: bool = False) -> list[Batch]:
+    """A batch in so many of about equal size, as far as it has rows; tensors of another length are in each of them.
 
-    Where it has fewer rows, a `Filler` stands for each part that would have none; parts of what is no mapping are fewer then.
+    exactly: a `Filler` stands for each part that would have no row, of a batch that is a mapping.
     """
     count = rows(batch)
     size = max(1, math.ceil(count / parts))
     made = [_cut(batch, slice(start, start + size), count) for start in range(0, count, size)]
-    missing = parts - len(made) if isinstance(batch, Mapping) else 0
+    missing = parts - len(made) if exactly and isinstance(batch, Mapping) else 0
     return made + [Filler(made[0]) for _ in range(missing)]
 
 

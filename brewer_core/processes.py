@@ -102,13 +102,6 @@ class Processes:
         made: T = value
         return made
 
-    def wait(self) -> None:
-        """Go on when all are here."""
-        if self.several:
-            import torch.distributed as dist
-
-            dist.monitored_barrier() if dist.get_backend() == "gloo" else dist.barrier()
-
     @contextmanager
     def noticing_loss(self) -> Iterator[None]:
         """What torch raises where another process is gone, or does not answer, becomes a ProcessError."""

@@ -62,7 +62,7 @@ class Engine:
         check_precision(self.settings.precision, device)
         self.device, self.processes = device, processes or Processes.current()
         divided, repeating = in_parts and self.processes.several, self.settings.split_when_full
-        self.learner, trained = placed(learner, optimizer, device, divided)
+        self.learner, trained = placed(learner, optimizer, device, divided, repeating)
         self.teachers = dict(teachers or {})
         self.optimizer = optimizer
         self.scheduler = schedule(optimizer) if schedule else None

@@ -16,24 +16,27 @@ T = TypeVar("T")
 
 
 class Halving:
-    """In how many parts each micro-batch is run, and twice as many whenever the memory runs out."""
+    """In how many parts each micro-batch is run, and twice as many whenever the memory runs out.
 
-    def __init__(self, device: torch.device, parts: int = 1) -> None:
-        self._device = device
+    in_step: as many on every process, which run them together.
+    """
+
+    def __init__(self, device: torch.device, parts: int = 1, in_step: bool = False) -> None:
+        self._device, self._in_step = device, in_step
         self.parts = parts
 
     def split(self, micro_batches: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The micro-batches, each in its parts."""
         if self.parts == 1:
             return list(micro_batches)
-        return [(task, part) for task, batch in micro_batches for part in split(batch, self.parts)]
+        return [(task, part) for task, batch in micro_batches for part in split(batch, self.parts, self._in_step)]
 
     def attempt(self, run: Callable[[], T]) -> T | None:
         """What `run` gives; None where the memory ran out, of which nothing is held any more."""
         try:
             return run()
         except (RuntimeError, MemoryError) as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
         gc.collect()
         if self._device.type == "cuda":
@@ -58,6 +61,7 @@ class Halving:
         )
 
 
-def _ran_out(error: BaseException) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that the memory is full, in the words of any allocator."""
     words = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # the last is cuBLAS's
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -114,12 +114,18 @@ class SummedAfterwards(Alone):
 
 
 def placed(
-    learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device, divided: bool
+    learner: Learner, optimizer: torch.optim.Optimizer, device: torch.device, divided: bool, repeating: bool
 ) -> tuple[Learner, Trained]:
     """The learner, complete, on the device, or divided among those of all processes; and what the optimizer holds of it.
 
-    Raises RequestError where the optimizer holds what is not the learner's, and for what cannot be divided.
+    repeating: a process may do a step again by itself. Raises RequestError where the optimizer holds what is not the
+    learner's, and for what cannot be divided.
     """
+    if divided and repeating:
+        raise RequestError(
+            'batch_size "auto" halves micro-batches in one process at a time, and a student in parts runs in all of them '
+            "together; give a batch size, or do not shard the student."
+        )
     if not divided:
         learner.to(device)
     add_parameter_groups(optimizer, learner)
@@ -134,17 +140,9 @@ def placed(
 def running(
     learner: Learner, trained: Trained, processes: Processes, device: torch.device, divided: bool, repeating: bool
 ) -> Running:
-    """How the learner is run. repeating: a process may do a step again by itself.
-
-    Raises RequestError where the learner is divided as well, whose processes step together.
-    """
+    """How the learner is run. repeating: a process may do a step again by itself."""
     if not processes.several:
         return Alone(learner)
-    if divided and repeating:
-        raise RequestError(
-            'batch_size "auto" halves micro-batches in one process at a time, and a student in parts runs in all of them '
-            "together; give a batch size, or leave fsdp out."
-        )
     if divided:
         return Divided(learner, processes)
     return SummedAfterwards(learner, processes, trained) if repeating else Replicated(learner, processes, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from brewer_core.batches import move_to_device, rows
 from brewer_core.engine.feeding import MicroBatch
 from brewer_core.engine.figures import Part, told
 from brewer_core.engine.finite import Seen
-from brewer_core.engine.memory import Halving
+from brewer_core.engine.memory import Halving, ran_out
 from brewer_core.engine.parameters import Trained
-from brewer_core.engine.running import Running
+from brewer_core.engine.running import Divided, Running
 from brewer_core.engine.settings import Settings
 from brewer_core.engine.shares import Counted, Shares, counted, of_all
+from brewer_core.errors import MemoryFullError
 from brewer_core.learner import Learner
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Step, Strategy, Teacher
@@ -44,7 +46,7 @@ class Gradients:
         self._learner, self._running, self._trained = learner, running, trained
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
         self._settings, self._processes, self._device = settings, processes, device
-        self.halving = Halving(device, settings.parts)
+        self.halving = Halving(device, settings.parts, in_step=isinstance(running, Divided))
 
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
         """What is recorded of the micro-batches, and the norm of the gradients, clipped as the settings ask."""
@@ -52,7 +54,8 @@ class Gradients:
         if self._settings.split_when_full or self.halving.parts > 1:
             recorded = self._split_step(list(micro_batches), step, weights)
         else:
-            recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
+            with _naming_full_memory():
+                recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
         self._running.finish()
         return recorded, self._norm()
 
@@ -171,6 +174,19 @@ class Gradients:
 def _weighted(loss: Tensor, weight: float) -> Tensor:
     """A term's share of the total; one of weight 0 adds 0, were it not finite, and leaves its parameters their gradient of 0."""
     return weight * (torch.nan_to_num(loss) if weight == 0 else loss)
+
+
+@contextmanager
+def _naming_full_memory() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise MemoryFullError(
+            "the memory does not hold a micro-batch with what is trained; take a smaller batch_size and more accumulation, which "
+            'batch_size "auto" does by itself.'
+        ) from error
 
 
 def put_back(kept: Kept) -> None:
