@@ -175,9 +175,14 @@ def test_other_errors_are_not_the_memorys(error: Exception) -> None:
     assert caught.value is error
 
 
-def test_without_being_asked_for_nothing_is_halved() -> None:
-    with pytest.raises(torch.OutOfMemoryError):
+def test_without_being_asked_for_nothing_is_halved_and_the_way_out_is_named() -> None:
+    with pytest.raises(MemoryFullError) as caught:
         trained(Narrow(4), [12])
+    assert str(caught.value) == (
+        "the memory does not hold a micro-batch with what is trained; take a smaller batch_size and more accumulation, which "
+        'batch_size "auto" does by itself.'
+    )
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 # On two processes

@@ -88,7 +88,9 @@ class RowsOrAuto:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A count, but for that word."""
         del source
-        return core_schema.no_info_wrap_validator_function(_auto_or_rows, handler.generate_schema(Count))
+        return core_schema.no_info_wrap_validator_function(
+            _auto_or_rows, handler.generate_schema(Count), serialization=core_schema.simple_ser_schema("any")
+        )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Either."""
