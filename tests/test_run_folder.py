@@ -209,7 +209,11 @@ def test_without_locks_a_process_that_may_live_keeps_its_folder(tmp_path, who):
 
 @pytest.mark.usefixtures("without_locks")
 @pytest.mark.filterwarnings("ignore:the file system of")
-@pytest.mark.parametrize("who", [f"4194305 {socket.gethostname()}", f"{os.getpid()} {socket.gethostname()}", "", "\0x"])
+@pytest.mark.parametrize(
+    "who",
+    [f"4194305 {socket.gethostname()}", f"{os.getpid()} {socket.gethostname()}", "", "\0x"],
+    ids=["dead", "this", "none", "broken"],
+)
 def test_without_locks_a_process_that_is_dead_is_no_hindrance(tmp_path, who):
     (tmp_path / "lock").write_text(who)
     RunFolder.open(tmp_path, False).__exit__()
