@@ -203,6 +203,12 @@ def why_unsavable(value: Any) -> str | None:
     return None
 
 
+def system_reason(error: BaseException) -> str | None:
+    """What the system says is wrong, also where a library has put it in words of its own; None where it is another error."""
+    code = _code_of(error)
+    return os.strerror(code).lower() if code else None
+
+
 # Writing
 
 
@@ -307,9 +313,8 @@ def _blame(state: Mapping[str, Any], error: Exception) -> str:
 
 
 def _why_not_written(error: Exception, state: Mapping[str, Any], folder: Path) -> str:
-    code = _code_of(error)
-    reason = os.strerror(code).lower() if code else _first_words(error)
-    return reason + (_space(state, folder) if code in _FULL else "")
+    reason = system_reason(error) or _first_words(error)
+    return reason + (_space(state, folder) if _code_of(error) in _FULL else "")
 
 
 def _space(state: Mapping[str, Any], folder: Path) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from brewer_core.checkpoints import Checkpoints
+from brewer_core.checkpoints import Checkpoints, system_reason
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
 from brewer_core.errors import RequestError, SaveError, Stopped
 from brewer_core.files import findable, folder_written_whole
@@ -188,7 +189,7 @@ class _Run:
         """The manifest says how the run goes, and how what is inside ended."""
         status = "failed"
         try:
-            self._write_manifest("running")
+            self._once(lambda: self._write_manifest("running"))
             yield
             status = "finished"
         except Stopped as error:
@@ -212,8 +213,10 @@ class _Run:
         def writing() -> None:
             try:
                 write()
-            except OSError as error:
-                reason = error.strerror or str(error)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                reason = system_reason(error)
+                if reason is None:
+                    raise
                 raise SaveError(
                     f"{self.folder.path} cannot be written: {reason}; what was written before is kept. Mend that, and go on with --resume."
                 ) from error
