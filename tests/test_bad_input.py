@@ -516,6 +516,17 @@ def test_an_error_inside_a_plugin_during_training_leaves_a_failed_run(folder, ca
     assert brewer(*arguments) == 2  # a failed run is not overwritten either
 
 
+def test_rows_that_fill_no_step_are_told_where_the_last_ones_are_dropped(folder, capsys):
+    config = write_config(folder, document(stages=[supervised(training=training(batch_size=100, drop_last=True))]))
+    assert brewer("run", config, "-o", folder / "out") == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("drop_last: 16 rows do not fill a step of 100; take a smaller step")
+    )
+    assert not (folder / "out").exists()
+
+
 def test_a_loss_that_is_not_finite_fails_the_run(folder, capsys):
     wild = training(steps=50, optimizer={"name": "sgd", "learning_rate": 1e30})
     config = write_config(folder, document(stages=[supervised(training=wild)]))

@@ -230,6 +230,15 @@ def test_every_row_is_in_one_batch_and_the_short_batch_is_kept(group, shuffle):
     assert sorted(map(len, passed))[:2] == [3, 8]
 
 
+def test_rows_that_do_not_fill_a_step_are_left_out_on_request():
+    made = batches([i % 17 for i in range(103)], 4, step_rows=12, drop_last=True)
+    first, second = list(made), list(made)
+    assert [len(batch) for batch in first] == [4] * 24
+    assert len(made) == 24
+    assert len({row for batch in first for row in batch}) == 96
+    assert {row for batch in first for row in batch} != {row for batch in second for row in batch}
+
+
 def test_batches_hold_rows_of_like_length():
     lengths = torch.randint(1, 100, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
 

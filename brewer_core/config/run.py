@@ -270,6 +270,8 @@ class Optimization(Config):
     """With on_nonfinite `skip`: how many steps of the stage may be left out before it stops all the same."""
     loss_normalization: LossNormalization = "step"
     """`step`: mean over the items of the whole optimizer step. `micro_batch`: mean of the micro-batches' means."""
+    drop_last: Bool = False
+    """Leave out, in each pass, the rows that do not fill an optimizer step."""
     group_by_length: Bool = True
     """Put texts of like length into a batch, so that less is padded."""
     log_every_steps: Count = 10

@@ -239,7 +239,12 @@ class Assembly:
             self.seed("batches", purpose),
             group=training.group_by_length,
             step_rows=training.step_rows,
+            drop_last=training.drop_last,
         )
+        if not len(batches):
+            raise DataError(
+                f"drop_last: {len(dataset)} rows do not fill a step of {training.step_rows}; take a smaller step."
+            )
         return TextLoader(rows, batches, self.processes, numbered=augmented)
 
     def evaluated_on(self, use: str) -> dict[str, tuple[str, str]]:

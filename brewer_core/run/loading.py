@@ -41,10 +41,12 @@ class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of row numbers, those of like length together, so that little is padded.
 
     An order depends on the seed and the number of the pass alone; every iteration is the next pass. A pass is cut into steps,
-    and those into batches, so that however a step is cut, it has the same rows. The short step stands at the end.
+    and those into batches, so that however a step is cut, it has the same rows. The short step stands at the end, or is left
+    out.
 
     lengths: tokens of each row. step_rows: rows of a step, a multiple of the batch size; the batch size if None.
-    shuffle: every pass is another order. group: sort by length within 50 steps at a time.
+    drop_last: leave out the rows that do not fill a step. shuffle: every pass is another order.
+    group: sort by length within 50 steps at a time.
     number: of the next pass, from 0. skip: how many of its batches to leave out at its beginning.
     """
 
@@ -56,6 +58,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         shuffle: bool = True,
         group: bool = True,
         step_rows: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
@@ -63,11 +66,12 @@ class LengthGroupedBatches(Sampler[list[int]]):
         self.shuffle = shuffle
         self.group = group
         self.step_rows = step_rows or batch_size
+        self.used = len(lengths) - (len(lengths) % self.step_rows if drop_last else 0)
         self.number = 0
         self.skip = 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
+        return math.ceil(self.used / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         number, skip = self.number, self.skip
@@ -76,7 +80,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     def _pass(self, number: int) -> Iterator[list[int]]:
         draws = numpy.random.default_rng([self.seed, number])
-        order = self._order(len(self.lengths), draws)
+        order = self._order(len(self.lengths), draws)[: self.used]
         if self.group:
             order = self._grouped(order)
         steps = _chunks(order, self.step_rows)
@@ -137,7 +141,7 @@ class TextLoader(DataLoader[Item]):
 
     def _rows_of(self, position: int) -> int:
         """The rows of a batch of all processes."""
-        return min(self._batches.batch_size, len(self._batches.lengths) - position * self._batches.batch_size)
+        return min(self._batches.batch_size, self._batches.used - position * self._batches.batch_size)
 
 
 class _OwnRows(Sampler[list[Any]]):
