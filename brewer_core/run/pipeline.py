@@ -134,13 +134,19 @@ class _Run:
         # seeded also for what a plugin draws from the global generators
         with seeded(self.assembly.seed("run"), self.assembly.device):
             plan(self.assembly)
-            with self._opened(overwrite), self._recorded():
-                self.during, self.final = (evaluators_for(self.assembly, use) for use in ("data", "test"))
-                self.session = Session(self.folder, self.during, self.reporter, self.stop, self.resuming)
-                for i, _ in enumerate(self.config.stages):
-                    self._stage(i)
-                summary = self._summary(started)
-                self._once(lambda: self._finish(summary))
+            with self._opened(overwrite):
+                with self._recorded():
+                    summary = self._carried_out(started)
+                self._once(self._forget)
+        return summary
+
+    def _carried_out(self, started: float) -> dict[str, Any]:
+        self.during, self.final = (evaluators_for(self.assembly, use) for use in ("data", "test"))
+        self.session = Session(self.folder, self.during, self.reporter, self.stop, self.resuming)
+        for i, _ in enumerate(self.config.stages):
+            self._stage(i)
+        summary = self._summary(started)
+        self._once(lambda: self.folder.write_json(names.SUMMARY, summary))
         return summary
 
     @contextmanager
@@ -267,8 +273,8 @@ class _Run:
         state = {"model": model.model.state_dict(), "outcome": asdict(outcome)}
         Checkpoints(folder / _FINISHED).save(outcome.steps, state)
 
-    def _finish(self, summary: Mapping[str, Any]) -> None:
-        self.folder.write_json(names.SUMMARY, summary)
+    def _forget(self) -> None:
+        """Remove what was kept for going on; only now, for a run whose manifest does not say that it is finished may need it."""
         for record in self.folder.path.glob(f"*/*/{_FINISHED}"):
             shutil.rmtree(record)
 
