@@ -14,10 +14,12 @@ import torch
 
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import parse_run_config
+from brewer_core.errors import Stopped
 from brewer_core.plugins import build_registry
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.library import packaged_config, packaged_names
+from brewer_core.stopping import StopReason, StopRequest
 from fakes import plugin
 from runs import (
     bert,
@@ -565,3 +567,31 @@ def test_final_figures_come_from_the_test_split_where_data_has_one_beside_eval(t
     seen = {line["stage"]: line["eval/accuracy"] for line in lines if "eval/accuracy" in line}
     assert summary["student"]["metrics"]["accuracy"] == pytest.approx(1 - seen["distil"])
     assert summary["teacher"]["metrics"]["accuracy"] == pytest.approx(1 - seen["teacher"])
+
+
+class StopsAfter(StopRequest):
+    """Asks a run to stop after so many steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    @property
+    def reason(self):
+        self.left -= 1
+        return StopReason.NONE if self.left > 0 else StopReason.TERMINATE
+
+
+def test_a_run_that_goes_on_keeps_the_checkpoint_that_was_the_best(run):
+    config = document(
+        stages=[supervised(training=training(steps=6, checkpoint_every_steps=1, keep_last=1))],
+        evaluation={"data": "films", "metrics": ["peak"], "best": {"metric": "peak"}},
+    )
+    # Each time the first call is the check that some metric gives that figure.
+    plugins = {"brewer_metrics": scripted(0.0, 0.1, 0.9, 0.3, 0.2, 0.0, 0.2, 0.1)}
+    with pytest.raises(Stopped, match="after optimizer step 4 of 6"):
+        run(config, plugins=plugins, stop=StopsAfter(4))
+    summary, folder = run(config, plugins=plugins, resume=True)
+    assert summary["student"]["best_step"] == 2
+    assert {path.name for path in (folder / "stages/teacher/checkpoints").iterdir()} == {"step-2", "step-6"}
+    assert not list(folder.glob("*/*/finished"))

@@ -195,6 +195,8 @@ class EvaluationListener(Listener):
         self._best_weights = {
             name.removeprefix(_WEIGHTS): tensor for name, tensor in state.items() if name.startswith(_WEIGHTS)
         }
+        if self.keep and self.best_step is not None:
+            self.keep(self.best_step)
 
     def restore_best(self) -> None:
         """Put the best weights back into the model."""
