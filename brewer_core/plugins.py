@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -193,8 +194,8 @@ def load_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise PluginError(f"plugin file {file} does not exist.")
     name = f"brewer_plugin_file_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    spec = importlib.util.spec_from_file_location(name, file, loader=_WithoutBytecode(name, str(file)))
+    if file.suffix != ".py" or spec is None or spec.loader is None:
         raise PluginError(f"plugin file {file} is no Python file; its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that annotations in it evaluate, and classes in it pickle
@@ -204,6 +205,13 @@ def load_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise PluginError(f"plugin file {file} fails on import: {_reason(error).rstrip('.')}.") from error
     return module
+
+
+class _WithoutBytecode(SourceFileLoader):
+    """Leaves nothing beside the file: it may be a user's, and what is written there within a second may be taken for it."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Write nothing."""
 
 
 def _entry_points(distribution: metadata.Distribution, name: str, group: str) -> list[FoundPlugin]:

@@ -362,7 +362,9 @@ def test_a_state_that_is_not_finite_is_an_error_that_names_the_term(tmp_path: Pa
 
     with pytest.raises(BrewerError) as error:
         distill(tmp_path, burst)
-    assert f"optimizer step 1 of 6: the term `{HIDDEN}` is not finite, in micro-batch 1 of the step; training" in str(error.value)
+    assert f"optimizer step 1 of 6: the term `{HIDDEN}` is not finite, in micro-batch 1 of the step; training" in str(
+        error.value
+    )
 
 
 # Cost attention
