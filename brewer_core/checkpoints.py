@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -22,7 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from brewer_core.errors import DataError, SaveError
-from brewer_core.files import findable, folder_written_whole, remove, remove_whole, sha256_of, write_whole
+from brewer_core.files import (
+    error_code,
+    findable,
+    folder_written_whole,
+    remove,
+    remove_whole,
+    sha256_of,
+    system_reason,
+    write_whole,
+)
 
 STATE_FILE = "state.pt"
 CHECKSUMS = "checksums.json"
@@ -158,7 +166,7 @@ class Checkpoints:
                 remove_whole(self.folder / f"step-{step}")
 
     def _not_written(self, step: int, state: Mapping[str, Any], error: Exception) -> str:
-        advice = "Free some space and take" if _code_of(error) in _FULL else "Take"
+        advice = "Free some space and take" if error_code(error) in _FULL else "Take"
         return (
             f"checkpoint of step {step} could not be written to {self.folder}: {_why_not_written(error, state, self.folder)}; "
             f"the checkpoints before it are kept. {advice} the run up again with --resume."
@@ -201,12 +209,6 @@ def why_unsavable(value: Any) -> str | None:
         name = found.group(1) if found else "something"
         return f"holds {name}, which is no tensor and no plain value"
     return None
-
-
-def system_reason(error: BaseException) -> str | None:
-    """What the system says is wrong, also where a library has put it in words of its own; None where it is another error."""
-    code = _code_of(error)
-    return os.strerror(code).lower() if code else None
 
 
 # Writing
@@ -314,7 +316,7 @@ def _blame(state: Mapping[str, Any], error: Exception) -> str:
 
 def _why_not_written(error: Exception, state: Mapping[str, Any], folder: Path) -> str:
     reason = system_reason(error) or _first_words(error)
-    return reason + (_space(state, folder) if _code_of(error) in _FULL else "")
+    return reason + (_space(state, folder) if error_code(error) in _FULL else "")
 
 
 def _space(state: Mapping[str, Any], folder: Path) -> str:
@@ -330,18 +332,6 @@ def _sizes(value: Any) -> Iterator[int]:
     elif isinstance(value, (Mapping, list, tuple)):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _sizes(inner)
-
-
-def _code_of(error: BaseException | None) -> int | None:
-    """The system's number for what went wrong: an error's own, that of one under it, or that in safetensors' words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        told = re.search(r"os error (\d+)", str(error))
-        if told:
-            return int(told.group(1))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _first_words(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,24 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(_CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def system_reason(error: BaseException) -> str | None:
+    """What the system says is wrong, also where a library has put it in words of its own; None where it is another error."""
+    code = error_code(error)
+    return os.strerror(code).lower() if code else None
+
+
+def error_code(error: BaseException | None) -> int | None:
+    """The system's number for what went wrong: an error's own, that of one under it, or that in safetensors' words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        told = re.search(r"os error (\d+)", str(error))
+        if told:
+            return int(told.group(1))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _move_in(draft: Path, target: Path) -> None:

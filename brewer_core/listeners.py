@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from brewer_core.errors import SaveError
+from brewer_core.files import system_reason
 from brewer_core.protocols import ResumableTracker, Tracker
 
 
@@ -84,6 +85,6 @@ class TrackerListener(Listener):
             yield
         except OSError as error:
             raise SaveError(
-                f"figures could not be written by {type(self.tracker).__name__}: {(error.strerror or str(error)).lower()}; what was "
+                f"figures could not be written by {type(self.tracker).__name__}: {system_reason(error) or str(error)}; what was "
                 "saved before is kept. Mend that, and take the run up again with --resume."
             ) from error

@@ -7,7 +7,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import warnings
 from collections import OrderedDict
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from brewer_core.checkpoints import Checkpoints, save_state_dict
 from brewer_core.errors import DataError, SaveError
 from brewer_core.files import findable, folder_written_whole, remove_whole, sha256_of, write_whole
+from small_disk import run_on_a_small_disk
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -407,19 +407,8 @@ print(kept.steps(), float(kept.newest()["learner"]["weight"].mean()), len(list(k
 
 
 def test_a_full_disk_keeps_the_checkpoints_before_and_says_what_is_needed(tmp_path: Path) -> None:
-    mounted = f"mount -t tmpfs -o size=1000k tmpfs {tmp_path}"
-    small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*small, mounted], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no small disk can be had here: unshare and mount give none")
-    done = subprocess.run(
-        [*small, f'{mounted} && exec "$0" "$@"', sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path / "kept")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    done = run_on_a_small_disk(
+        [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path / "kept")], tmp_path, "1000k", timeout_s=100
     )
     assert done.returncode == 0, done.stderr
     *errors, last = done.stdout.splitlines()

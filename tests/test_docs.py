@@ -20,7 +20,7 @@ from brewer_core import KINDS, RunConfig, hookspecs
 from brewer_core.cli.main import app
 from brewer_core.components import Kind
 from brewer_core.config import parse_run_config
-from brewer_core.config.run import OptimizerConfig, ScheduleConfig
+from brewer_core.config.optimization import OptimizerConfig, ScheduleConfig
 from brewer_core.plugins import build_registry
 from brewer_core.run.library import packaged_config
 from brewer_core.run.optimization import make_optimizer, make_schedule

@@ -21,7 +21,7 @@ from torch import nn
 from brewer_builtins.adaptors import TextClassification
 from brewer_builtins.strategies import General, MultiTask, MultiTeacher, Supervised
 from brewer_core import DistillationConfig, Features, ModelInfo, Strategy, default_registry
-from brewer_core.config.run import OptimizerConfig, ScheduleConfig
+from brewer_core.config.optimization import OptimizerConfig, ScheduleConfig
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener

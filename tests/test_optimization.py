@@ -20,7 +20,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from brewer_core.captures import capturing
 from brewer_core.config import parse_run_config
-from brewer_core.config.run import Optimization, OptimizerConfig, ScheduleConfig
+from brewer_core.config.optimization import Optimization, OptimizerConfig, ScheduleConfig
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.plugins import build_registry

@@ -24,6 +24,7 @@ import torch
 
 from brewer_core.cli.main import main
 from runs import bert, brewer, distill, document, films, read, supervised, training, tree, weights_in, write_config
+from small_disk import run_on_a_small_disk
 
 PATIENCE_S = 60
 STEPS, EVERY = 100, 15
@@ -363,22 +364,9 @@ sys.exit(status)
 def test_a_full_disk_ends_the_run_in_a_sentence_and_it_goes_on_where_there_is_space(folder: Path, hold: Path) -> None:
     disk = folder / "disk"
     disk.mkdir()
-    mounted = f"mount -t tmpfs -o size=30m tmpfs {disk}"
-    small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*small, mounted], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no small disk can be had here: unshare and mount give none")
     run = [sys.executable, "-m", "brewer_core", *command(folder, "disk/run")]
     script = [sys.executable, "-c", ON_A_SMALL_DISK, str(hold), str(disk), str(folder / "filled"), *run]
-    done = subprocess.run(
-        [*small, f'{mounted} && exec "$0" "$@"', *script],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = run_on_a_small_disk(script, disk, "30m", PATIENCE_S)
     assert done.returncode == 1, done.stderr
     assert "internal error" not in done.stderr
     last = done.stderr.splitlines()[-1]

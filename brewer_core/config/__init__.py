@@ -1,11 +1,11 @@
 """Configs: frozen, closed pydantic models that do nothing when they are built."""
 
 from brewer_core.config.distillation import DistillationConfig, IntermediateMatch
+from brewer_core.config.optimization import Optimization
 from brewer_core.config.refs import ComponentRef
 from brewer_core.config.run import (
     DistillStage,
     Evaluation,
-    Optimization,
     RunConfig,
     SupervisedStage,
     load_run_config,

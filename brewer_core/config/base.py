@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+NAME_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
+"""In the JSON Schema: a text that is not empty."""
+
+
+def exactly_one(*names: str) -> ConfigDict:
+    """For the JSON Schema of a model that wants one of its fields and not the others, null meaning absent."""
+    given: list[Any] = [{"properties": {name: {"not": {"type": "null"}}}, "required": [name]} for name in names]
+    return ConfigDict(json_schema_extra={"oneOf": given})
+
 
 def plain_number(value: Any) -> Any:
     """A number of numpy's as one of Python's; anything else as it is."""

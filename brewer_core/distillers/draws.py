@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
-import torch.distributed
+
+from brewer_core.processes import Processes
 
 
 class GlobalDraws:
@@ -13,7 +14,5 @@ class GlobalDraws:
 
     def choice(self, a: Any, /, *, p: Any = None) -> Any:
         """One of the items, with these probabilities."""
-        drawn = [numpy.random.choice(a, p=p)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(drawn, src=0)
-        return drawn[0]
+        drawn = numpy.random.choice(a, p=p)  # in each of them, so that their generators stay alike
+        return Processes.current().of_first(lambda: drawn)

@@ -16,7 +16,7 @@ from brewer_core.engine.feeding import Feed, MicroBatch
 from brewer_core.engine.figures import Window
 from brewer_core.engine.finite import Judge, Seen
 from brewer_core.engine.running import placed, running
-from brewer_core.engine.saving import Saving, Stateful, States
+from brewer_core.engine.saving import Saving
 from brewer_core.engine.settings import Duration, Settings
 from brewer_core.engine.shares import notice_counting
 from brewer_core.engine.stepping import Gradients, put_back
@@ -84,7 +84,7 @@ class Engine:
             device,
         )
         self._judge = Judge(self.settings, self.processes, self.scaler.is_enabled())
-        self._saving, self._states = Saving(learner, optimizer, self.processes, in_parts), States()
+        self._saving = Saving(learner, optimizer, self.scheduler, self.processes, in_parts)
         self._window = Window()
         self._feed: Feed | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -104,7 +104,7 @@ class Engine:
         NonFiniteError before a step on a loss that is not finite; Stopped where the settings ask to stop; RequestError where
         a loader cannot go on where it was.
         """
-        if self.settings.loss_normalization == "step" and (self.settings.accumulation > 1 or self.processes.several):
+        if self.settings.loss_normalization == "step" and (self.settings.several_parts or self.processes.several):
             notice_counting(self.learner, stacklevel=2)
         feed = Feed(loader, duration, self.settings.accumulation, self.device, self.processes)
         if self._feed is not None and self._resumed is None:  # it was called before: what it did then counts
@@ -140,7 +140,6 @@ class Engine:
         draws = self.generator.bit_generator.state if isinstance(self.generator, numpy.random.Generator) else None
         return {
             **self._saving.state_dict(),
-            "scheduler": self._states.of(self.scheduler, "schedule"),
             "scaler": self.scaler.state_dict(),
             "strategy": dict(self.learner.strategy.state_dict()),
             "step": self.step,
@@ -160,8 +159,6 @@ class Engine:
         """
         try:
             self._saving.load_state_dict(state, self.checkpoints)
-            if isinstance(self.scheduler, Stateful) and state["scheduler"] is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
         except (RuntimeError, ValueError, LookupError) as error:
             raise RequestError(self._of_another(int(state["step"]), error)) from error
         self.scaler.load_state_dict(state["scaler"])
@@ -191,12 +188,10 @@ class Engine:
         saved, rank = self._resumed["processes"], self.processes.rank
         own = saved[rank] if rank < len(saved) else saved[0]
         feed.load_state_dict(own["data"], int(self._resumed["groups"]))
-        windows = [each["window"] for each in saved]
+        mine = [own]
         if len(saved) != self.processes.count:  # the figures are summed over all, so the first takes those of all
-            windows = windows if self.processes.first else []
-            self._window = Window.of_states(windows, self.device)
-        else:
-            self._window = Window.of_states([own["window"]], self.device)
+            mine = saved if self.processes.first else []
+        self._window = Window.of_states([each["window"] for each in mine], self.device)
         restore_random_states(own["random"], self.device)
         if rank >= len(saved):
             stir(rank)
@@ -218,13 +213,13 @@ class Engine:
         return self._apply(recorded)
 
     def _judged(self, recorded: Sequence[Seen], norm: Tensor, step: Step) -> bool:
+        """Whether a step that is not finite is made all the same; else nothing is left of its gradients."""
+        made = False
         try:
             made = self._judge.despite(recorded, norm, step)
-        except Exception:
-            self.optimizer.zero_grad()
-            raise
-        if not made:
-            self.optimizer.zero_grad()
+        finally:
+            if not made:
+                self.optimizer.zero_grad()
         return made
 
     def _apply(self, recorded: Sequence[Seen]) -> bool:

@@ -1,4 +1,4 @@
-"""Learner and optimizer in checkpoints: in one piece, or in parts that all processes write."""
+"""Learner, optimizer and schedule in checkpoints: in one piece, or in parts that all processes write."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ _PARTS = "parts"
 
 
 @runtime_checkable
-class Stateful(Protocol):
+class _Stateful(Protocol):
     """What optimizers and schedules are unless a user wrote or wrapped them, who need not give them more than a `step()`."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it must know to go on."""
-        ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state."""
-        ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class Saving:
-    """Saves a learner and its optimizer, and reads them back. in_parts: each process holds, and writes, a part of them."""
+    """Saves a learner, its optimizer and its schedule, and reads them back.
+
+    in_parts: of learner and optimizer each process holds, and writes, a part.
+    """
 
     def __init__(
-        self, learner: Learner, optimizer: torch.optim.Optimizer, processes: Processes, in_parts: bool
+        self, learner: Learner, optimizer: torch.optim.Optimizer, schedule: Any, processes: Processes, in_parts: bool
     ) -> None:
-        self._learner, self._optimizer = learner, optimizer
+        self._learner, self._optimizer, self._schedule = learner, optimizer, schedule
         self._processes, self._in_parts = processes, in_parts
-        self._savable = States()
+        self._savable: dict[str, bool] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both in one piece; nothing where they are in parts, which `save` writes beside the state."""
+        """All in one piece; without learner and optimizer where those are in parts, which `save` writes beside the state."""
+        schedule = {"scheduler": self._state_of(self._schedule, "schedule")}
         if self._in_parts:
-            return {}
-        return {"learner": self._learner.state_dict(), "optimizer": self._savable.of(self._optimizer, "optimizer")}
+            return schedule
+        optimizer = self._state_of(self._optimizer, "optimizer")
+        return {"learner": self._learner.state_dict(), "optimizer": optimizer, **schedule}
 
     def load_state_dict(self, state: Mapping[str, Any], checkpoints: Checkpoints | None) -> None:
         """Take them from a state, or, where it does not hold them, from the parts beside it in the checkpoints."""
@@ -55,6 +56,8 @@ class Saving:
                 self._optimizer.load_state_dict(state["optimizer"])
         elif checkpoints is not None:
             read_shards(checkpoints.path(int(state["step"])) / _PARTS, self._learner, self._optimizer)
+        if isinstance(self._schedule, _Stateful) and state["scheduler"] is not None:
+            self._schedule.load_state_dict(state["scheduler"])
 
     def save(self, checkpoints: Checkpoints, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint. Raises SaveError on every process where that fails on one."""
@@ -81,16 +84,9 @@ class Saving:
             failed = error if isinstance(error, BrewerError) else SaveError(str(error))
         self._processes.of_first(lambda: _raise(failed))
 
-
-class States:
-    """The states of optimizers and schedules, as far as a checkpoint can hold them, of which each is asked once."""
-
-    def __init__(self) -> None:
-        self._savable: dict[str, bool] = {}
-
-    def of(self, part: Any, what: str) -> dict[str, Any] | None:
-        """The state of a part; None where it has none, or one that cannot be saved, of which is warned."""
-        if not isinstance(part, Stateful) or not self._savable.get(what, True):
+    def _state_of(self, part: Any, what: str) -> dict[str, Any] | None:
+        """The state of a part; None where it has none, or one that cannot be saved, of which is warned once."""
+        if not isinstance(part, _Stateful) or not self._savable.get(what, True):
             return None
         state = part.state_dict()
         if what not in self._savable:

@@ -73,6 +73,11 @@ class Settings:
     split_when_full: bool = False
     name_rows: Callable[[Sequence[int]], str] = numbered
 
+    @property
+    def several_parts(self) -> bool:
+        """Whether a step has more than one forward pass in a process."""
+        return self.accumulation > 1 or self.parts > 1
+
 
 def steps_per_epoch(loader: Any, accumulation: int) -> int:
     """Optimizer steps in one pass over a loader.

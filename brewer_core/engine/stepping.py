@@ -51,9 +51,12 @@ class Gradients:
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
         """What is recorded of the micro-batches, and the norm of the gradients, clipped as the settings ask."""
         weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
-        if self._settings.split_when_full or self.halving.parts > 1:
-            recorded = self._split_step(list(micro_batches), step, weights)
+        if self._settings.split_when_full:
+            recorded = self._fitting_step(list(micro_batches), step, weights)
         else:
+            if self.halving.parts > 1:
+                parts = self.halving.split(list(micro_batches))
+                micro_batches, count = iter(parts), len(parts)
             with _naming_full_memory():
                 recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
         self._running.finish()
@@ -63,11 +66,10 @@ class Gradients:
         """Buffers, such as the statistics of a BatchNorm, as they were before a step that may be left out or made again."""
         return [(buffer, buffer.clone()) for buffer in self._learner.buffers()]
 
-    def _split_step(self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]) -> list[Seen]:
-        """The micro-batches in as many parts as are asked for, or as fit into the memory of every process."""
-        if not self._settings.split_when_full:
-            parts = self.halving.split(micro_batches)
-            return self._accumulated(self._weighed(iter(parts), len(parts)), len(parts), step, weights)
+    def _fitting_step(
+        self, micro_batches: Sequence[MicroBatch], step: Step, weights: Mapping[str, float]
+    ) -> list[Seen]:
+        """The micro-batches in as many parts as fit into the memory of every process."""
         while True:
             states, buffers = random_states(self._device), self.kept_buffers()
             recorded = self._attempt(self.halving.split(micro_batches), step, weights)

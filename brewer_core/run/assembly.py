@@ -16,7 +16,8 @@ from torch.utils.data import ConcatDataset
 
 from brewer_core.components import Method
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
-from brewer_core.config.run import DataConfig, Optimization
+from brewer_core.config.optimization import Optimization
+from brewer_core.config.run import DataConfig
 from brewer_core.engine import numbered
 from brewer_core.errors import BrewerError, ConfigError, DataError
 from brewer_core.objective import bind_ref

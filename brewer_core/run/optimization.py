@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from brewer_core.config.run import Optimization, OptimizerConfig, ScheduleConfig
+from brewer_core.config.optimization import Optimization, OptimizerConfig, ScheduleConfig
 from brewer_core.errors import ConfigError
 from brewer_core.run.assembly import attempt
 from brewer_core.run.by_name import Named, asked, optimizer_named, schedule_named

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from brewer_core.checkpoints import Checkpoints, system_reason
+from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
 from brewer_core.errors import RequestError, SaveError, Stopped
-from brewer_core.files import findable, folder_written_whole
+from brewer_core.files import findable, folder_written_whole, system_reason
 from brewer_core.plugins import default_registry
 from brewer_core.processes import Processes, local_rank
 from brewer_core.protocols import LoadedModel

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brewer_core.errors import ConfigError
+from brewer_core.files import sha256_of
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.text import text_columns
 
@@ -35,7 +36,7 @@ def check_same_plugin_files(path: Path, then: Mapping[str, str], now: Mapping[st
 
 def hashes(files: Sequence[Path]) -> dict[str, str]:
     """The sha256 of files by name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: sha256_of(file) for file in files}
 
 
 def fingerprints(assembly: Assembly) -> dict[str, dict[str, Any]]:

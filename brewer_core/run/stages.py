@@ -17,7 +17,8 @@ from brewer_core.batches import call_model, move_to_device, rows, split
 from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
-from brewer_core.config.run import Optimization, TeacherRef
+from brewer_core.config.optimization import Optimization
+from brewer_core.config.run import TeacherRef
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brewer_core.config.run import Optimization
+from brewer_core.config.optimization import Optimization
 from brewer_core.errors import ConfigError, did_you_mean
 
 

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from brewer_core.errors import RequestError
+from brewer_core.processes import Processes
 
 
 def device_mesh(device: torch.device) -> DeviceMesh:
@@ -120,7 +121,7 @@ def full_state(module: nn.Module) -> dict[str, Any]:
 
     Collective. One tensor under two names is one in it, too.
     """
-    first, whole = is_first(), dict[int, Any]()
+    first, whole = Processes.current().first, dict[int, Any]()
     kept = module.state_dict(keep_vars=True)
     for value in kept.values():
         if id(value) not in whole:
@@ -151,11 +152,6 @@ def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 def in_group() -> bool:
     """Whether this process is one of a group."""
     return distributed.is_available() and distributed.is_initialized()
-
-
-def is_first() -> bool:
-    """Whether this process is the first of its group, or in none."""
-    return not in_group() or distributed.get_rank() == 0
 
 
 # What cannot be sharded

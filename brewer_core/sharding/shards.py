@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from brewer_core.errors import DataError, RequestError
-from brewer_core.sharding.modules import in_group, is_first
+from brewer_core.processes import Processes
+from brewer_core.sharding.modules import in_group
 
 PLAIN_FILE = "plain.pt"
 _UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError, LookupError)
@@ -49,7 +50,7 @@ def write_shards(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimi
     model, extra = _split(learner.state_dict())
     tensors, numbers, groups = _unpacked(learner, optimizer)
     _check_parts(learner, optimizer, tensors)
-    if is_first():
+    if Processes.current().first:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {"learner": {"names": list(model), "extra": extra}, "groups": groups, "state": numbers}
         torch.save({**plain, "forms": _forms(tensors)}, folder / PLAIN_FILE)
