@@ -46,7 +46,7 @@ def call_model(model: nn.Module, batch: Batch, arguments: Mapping[str, Any]) -> 
 
 def side(batch: Batch, role: str) -> Batch:
     """The part of a batch for `teacher` or `student`, where it holds one for each; else the batch itself."""
-    return batch[role] if _two_sided(batch) else batch
+    return batch[role] if two_sided(batch) else batch
 
 
 def rows_named(batch: Batch) -> list[int]:
@@ -84,7 +84,7 @@ def _cut(batch: Batch, span: slice, count: int) -> Batch:
 
 def teacher_cache(batch: Batch) -> Any:
     """The teacher's outputs, where a batch with a part for each model brings them along; else None."""
-    return batch.get("teacher_cache") if _two_sided(batch) else None
+    return batch.get("teacher_cache") if two_sided(batch) else None
 
 
 def rows(batch: Batch) -> int:
@@ -95,7 +95,8 @@ def rows(batch: Batch) -> int:
     raise DataError("the batch holds no tensor with rows; a loader must yield tensors in a tuple, a list or a mapping.")
 
 
-def _two_sided(batch: Batch) -> bool:
+def two_sided(batch: Batch) -> bool:
+    """Whether a batch has a part for each model."""
     return isinstance(batch, Mapping) and "teacher" in batch and "student" in batch
 
 

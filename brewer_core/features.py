@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,40 @@ _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3:
 _WITH_GAPS = ("hidden", "attention", "logits_mask")
 """Features of which single layers or heads may be None: such a layer cannot be read, and such a head has no mask."""
 
+_IN_LAYERS = ("hidden", "attention")
+"""The known features that have a tensor for each layer."""
+
+_OF_A_LAYER = re.compile(r"(?P<feature>[^:\[\]]+)\[(?P<layer>-?\d+)\]")
+"""The name of one layer of a feature; that of a capture, `module:PATH[2]`, is no such name."""
+
 _STACKED_RANK: Mapping[str, int] = MappingProxyType({"hidden": 4, "attention": 5})
 """The rank of all layers in one tensor, layers first."""
+
+
+def feature_of(name: str) -> str:
+    """The feature of a name in needs, which may name one layer of it: `hidden` of `hidden[3]` and of `hidden`."""
+    matched = _OF_A_LAYER.fullmatch(name)
+    return matched["feature"] if matched else name
+
+
+def features_read(needs: Collection[str]) -> frozenset[str]:
+    """The features that are read, whatever their layers."""
+    return frozenset(map(feature_of, needs))
+
+
+def layers_read(needs: Collection[str], feature: str) -> frozenset[int] | None:
+    """The layers of a feature that are read, counted from either end as in the names; None for all of them."""
+    if feature in needs:
+        return None
+    named = [matched for name in needs if (matched := _OF_A_LAYER.fullmatch(name)) and matched["feature"] == feature]
+    return frozenset(int(matched["layer"]) for matched in named)
+
+
+def names_of_layers(feature: str, layers: int | Sequence[int] | None) -> frozenset[str]:
+    """The names of single layers in needs; the feature's own where all are read, or where it is known to have no layers."""
+    if layers is None or (feature in _AXES and feature not in _IN_LAYERS):
+        return frozenset({feature})
+    return frozenset(f"{feature}[{layer}]" for layer in ([layers] if isinstance(layers, int) else layers))
 
 
 @dataclass(frozen=True)
@@ -56,10 +89,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Feature:
-    """The tensors of one feature, and the names of their axes, such as `B L D`."""
+    """The tensors of one feature, and the names of their axes, such as `B L D`.
+
+    stated: whether the axes are known by the feature's name or stated with it, and not guessed from the rank.
+    """
 
     tensors: tuple[Tensor, ...]
     axes: str
+    stated: bool = True
 
 
 class Features(Mapping[str, tuple["Tensor", ...]]):
@@ -90,6 +127,10 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         """The axes of a feature's tensors, such as `B L D`."""
         return self._features[name].axes
 
+    def stated(self, name: str) -> bool:
+        """Whether the axes of a feature are known, and not guessed from its rank."""
+        return self._features[name].stated
+
     def first(self, name: str) -> Tensor | None:
         """The first tensor of a feature, or None where the features lack it."""
         return self[name][0] if self.get(name) else None
@@ -105,7 +146,24 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         return self._each(lambda t: t if t is None else t.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Any], Any]) -> Features:
-        return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
+        return Features({n: replace(f, tensors=tuple(map(change, f.tensors))) for n, f in self._features.items()})
+
+    def only_read(self, needs: Collection[str]) -> Features:
+        """The same features, of `hidden` and `attention` only the layers that are named; None stands for each other one.
+
+        What is held of the others is free then, and layers count from either end as before.
+        """
+        read, kept = features_read(needs), dict(self._features)
+        for name in [name for name in _IN_LAYERS if name in kept]:
+            whole = kept.pop(name)
+            if name in read:
+                kept[name] = _with_layers(whole, layers_read(needs, name))
+        return Features(kept)
+
+    def without(self, names: Iterable[str]) -> Features:
+        """The same features but for those of these names."""
+        left_out = set(names)
+        return Features({name: feature for name, feature in self._features.items() if name not in left_out})
 
     def joined(self, other: Features) -> Features:
         """These features and others; of one name the other's."""
@@ -127,6 +185,15 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def __repr__(self) -> str:
         shapes = {name: [tuple(t.shape) for t in f.tensors if t is not None] for name, f in self._features.items()}
         return f"Features({shapes})"
+
+
+def _with_layers(feature: Feature, layers: frozenset[int] | None) -> Feature:
+    if layers is None:
+        return feature
+    count = len(feature.tensors)
+    kept = {layer % count for layer in layers if -count <= layer < count}
+    tensors = tuple(t if i in kept else None for i, t in enumerate(feature.tensors))
+    return replace(feature, tensors=tensors)  # type: ignore[arg-type]  # a gap
 
 
 def _is_given(name: str, value: Any) -> bool:
@@ -155,4 +222,5 @@ def _feature(name: str, value: Any, source: str) -> Feature:
                 f"{source} returned {type(tensor).__name__} under `{name}`; a feature is a tensor or a list of tensors."
             )
     rank = given[0].dim() if given else 0
-    return Feature(tensors, _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank)))
+    axes = _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank))
+    return Feature(tensors, axes, stated=rank in _AXES.get(name, ()))

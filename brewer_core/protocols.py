@@ -144,6 +144,31 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepingTeacher(Teacher, Protocol):
+    """A teacher that keeps what it has computed, by row."""
+
+    def rows(self, batch: Batch) -> Any:
+        """What tells the rows of a batch apart, read off it before it moves to a device; passed to `features` as `rows`."""
+        ...
+
+    def features(self, batch: Batch, needs: frozenset[str], rows: Any = None) -> Features:
+        """What `Teacher.features` gives. rows: what `rows` told of this batch; None where it was not asked."""
+        ...
+
+    def flush(self) -> None:
+        """Have all that was computed on the disk: a checkpoint is about to be written, from which the training may go on."""
+        ...
+
+    def refresh(self) -> None:
+        """See what other processes have computed."""
+        ...
+
+    def end_pass(self) -> None:
+        """Be told that a pass over the data is over."""
+        ...
+
+
 class Objective(Protocol):
     """All terms of a run, as a strategy sees them."""
 

@@ -14,6 +14,7 @@ from brewer_core.batches import call_model, move_to_device, side, teacher_cache
 from brewer_core.captures import PREFIX, capturing
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
+from brewer_core.fingerprints import changes, fingerprint
 from brewer_core.precision import autocast
 from brewer_core.protocols import Batch
 
@@ -43,6 +44,8 @@ class LiveTeacher:
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
         self.position = position
+        self._changes: tuple[tuple[int, int, int], ...] | None = None
+        self._identity = ""
 
     def features(self, batch: Batch, needs: frozenset[str]) -> Features:
         """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
@@ -57,6 +60,24 @@ class LiveTeacher:
             with capturing(self.model, needs, "teacher") as capture:
                 outputs = call_model(self.model, self.model_inputs(own), self.arguments)
             return capture.added_to(Features.of(self.adaptor(own, outputs), "the teacher's adaptor"))
+
+    def identity(self) -> str:
+        """A hash of the model's weights and code, the adaptor and its options, the precision, and what each call is given."""
+        now = changes(self.model)
+        if now != self._changes:
+            self._changes = now
+            given = (self.precision, dict(self.arguments), self.model_inputs)
+            self._identity = fingerprint("live", self.model, self.adaptor, *given)
+        return self._identity
+
+    def described(self) -> dict[str, Any]:
+        """Class, size and precision of the model, and its adaptor."""
+        return {
+            "model": type(self.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "adaptor": getattr(self.adaptor, "__qualname__", type(self.adaptor).__qualname__),
+            "precision": self.precision,
+        }
 
     def _brought_along(self, batch: Batch, needs: frozenset[str]) -> Any:
         outputs = move_to_device(teacher_cache(batch), self.device)

@@ -22,13 +22,22 @@ from brewer_core import (
     MultiTeacherDistiller,
     TrainingConfig,
 )
-from brewer_core.cache import RememberingTeacher
+from brewer_core.cache import CachedTeacher
 from brewer_core.errors import AdaptorError, BrewerError, DataError
-from brewer_core.row_keys import row_keys
+from brewer_core.cache.rows import rows_of
 from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 16]}
 LOGITS = frozenset({"logits", "logits_mask"})
+
+
+def keys_of(batch: Any) -> list[bytes]:
+    return list(rows_of(batch).keys)
+
+
+@pytest.fixture(autouse=True)
+def cache_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREWER_CACHE", str(tmp_path / "cache"))
 
 
 class Asked(Tiny):
@@ -266,7 +275,7 @@ class Alternating(Placed):
 
 def test_a_mask_of_one_row_is_remembered_for_each() -> None:
     ids = torch.tensor([[1, 2, 3], [3, 1, 2]])
-    batch, remembering = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, RememberingTeacher(Alternating())
+    batch, remembering = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, CachedTeacher(Alternating())
     remembering.features(batch, LOGITS)
     assert remembering.features(batch, LOGITS)["logits_mask"][0].tolist() == [[True, False, True]] * 2
 
@@ -275,7 +284,7 @@ def test_a_mask_of_one_row_is_remembered_for_each() -> None:
 @pytest.mark.parametrize("masks", ["none", "within", "beyond padding"])
 @pytest.mark.parametrize("seed", range(5))
 def test_remembered_logits_are_those_that_the_teacher_would_give(masks: str, side: str, seed: int) -> None:
-    live, remembering = Placed(), RememberingTeacher(Placed())
+    live, remembering = Placed(), CachedTeacher(Placed())
     for batch in texts_in_batches(torch.Generator().manual_seed(seed), masks=masks, side=side):
         expected, ours = live.features(batch, LOGITS), remembering.features(batch, LOGITS)
         mask = expected.first("logits_mask")
@@ -291,7 +300,7 @@ def test_remembered_logits_are_those_that_the_teacher_would_give(masks: str, sid
 
 
 def known_apart(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return row_keys(one) != row_keys(other)
+    return keys_of(one) != keys_of(other)
 
 
 def test_rows_are_told_apart_by_all_that_they_hold() -> None:
@@ -309,11 +318,11 @@ def test_rows_are_told_apart_by_all_that_they_hold() -> None:
 
 def test_a_row_has_its_key_in_every_batch() -> None:
     ids, texts = torch.randint(9, (4, 3), generator=torch.Generator().manual_seed(0)), ["a", "b", "c", "d"]
-    together = row_keys({"ids": ids, "texts": texts})
-    alone = [row_keys({"ids": ids[i : i + 1], "texts": texts[i : i + 1]})[0] for i in range(4)]
+    together = keys_of({"ids": ids, "texts": texts})
+    alone = [keys_of({"ids": ids[i : i + 1], "texts": texts[i : i + 1]})[0] for i in range(4)]
     assert together == alone
     assert len(set(together)) == 4
-    assert row_keys((ids, texts)) == [row_keys([ids[i : i + 1], texts[i : i + 1]])[0] for i in range(4)]
+    assert keys_of((ids, texts)) == [keys_of([ids[i : i + 1], texts[i : i + 1]])[0] for i in range(4)]
 
 
 def test_a_text_of_two_parts_is_not_its_parts_joined() -> None:
@@ -345,11 +354,11 @@ def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
 
 def test_what_has_no_entry_for_each_row_is_refused() -> None:
     ids = torch.ones(2, 3)
-    assert message(DataError, lambda: row_keys({"ids": ids, "gain": torch.tensor(2.0)})) == (
+    assert message(DataError, lambda: keys_of({"ids": ids, "gain": torch.tensor(2.0)})) == (
         "is_caching_logits: the tensor 'gain' of shape () has not one entry for each of the 2 rows; leave it out of the "
         "batch, or set is_caching_logits to false."
     )
-    assert message(DataError, lambda: row_keys((ids, {"images": object()}))) == (
+    assert message(DataError, lambda: keys_of((ids, {"images": object()}))) == (
         "is_caching_logits: '1/images', a object, has not one entry for each of the 2 rows; leave it out of the batch, or "
         "set is_caching_logits to false."
     )
@@ -365,10 +374,10 @@ def test_a_teacher_without_one_logit_a_row_is_refused() -> None:
             return Features.of({})
 
     batch = {"ids": torch.ones(2, 3)}
-    assert message(AdaptorError, lambda: RememberingTeacher(Hidden()).features(batch, LOGITS)) == (
+    assert message(AdaptorError, lambda: CachedTeacher(Hidden()).features(batch, LOGITS)) == (
         "is_caching_logits needs logits of shape [B, C] or [B, L, V] for 2 rows, not [(3, 4)]; set it to false."
     )
-    assert message(AdaptorError, lambda: RememberingTeacher(Silent()).features(batch, LOGITS)) == (
+    assert message(AdaptorError, lambda: CachedTeacher(Silent()).features(batch, LOGITS)) == (
         "is_caching_logits needs logits of shape [B, C] or [B, L, V] for 2 rows, not []; set it to false."
     )
 
@@ -378,14 +387,14 @@ def test_outputs_that_a_batch_brings_along_are_not_taken_for_those_of_the_row() 
         def features(self, batch: Any, needs: frozenset[str]) -> Features:
             return Features.of({"logits": batch["teacher_cache"]})
 
-    remembering, ids = RememberingTeacher(Brought()), torch.ones(2, 3)
+    remembering, ids = CachedTeacher(Brought()), torch.ones(2, 3)
     for factor in (1, 2):
         batch = {"teacher": {"ids": ids}, "student": {"ids": ids}, "teacher_cache": factor * torch.ones(2, 4)}
         assert torch.equal(remembering.features(batch, LOGITS)["logits"][0], batch["teacher_cache"])
 
 
 def test_the_same_row_several_times_in_a_batch_is_one_row() -> None:
-    remembering = RememberingTeacher(Placed())
+    remembering = CachedTeacher(Placed())
     ids = torch.tensor([[1, 2], [1, 2], [3, 4]])
     for rows in ([0, 1, 2], [2, 1, 0], [1, 1]):
         batch = {"input_ids": ids[rows]}

@@ -119,7 +119,7 @@ class DistillationConfig(PositionalConfig):
     intermediate_matches: tuple[IntermediateMatch, ...] | None = None
     """Losses between intermediate features."""
     is_caching_logits: Bool = False
-    """Compute the teacher's logits once for each row and keep them in memory."""
+    """Compute what is read of the teacher once for each row, and keep it on disk: in `output_dir`, unless the training has a cache."""
 
     _positional_defaults: ClassVar[dict[str, Any]] = {
         "temperature_scheduler": "none",

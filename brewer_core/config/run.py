@@ -34,6 +34,7 @@ from brewer_core.config.base import (
     read_json,
     shown,
 )
+from brewer_core.config.cache import CacheConfig
 from brewer_core.config.crossrefs import reference_problems
 from brewer_core.config.distillation import DistillationConfig
 from brewer_core.config.made_with import missing_plugins, warn_of_other_versions
@@ -312,6 +313,8 @@ class RunConfig(Config):
     """How models are evaluated."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on with the run that the folder holds, if it holds an unfinished one; the option `--resume` says the same."""
+    cache: CacheConfig = CacheConfig()
+    """Where teachers' features are kept, so that they are computed once and no more: `auto`, `off`, or a folder."""
     fsdp: tuple[Literal["student", "teachers"], ...] = ()
     """What is split over the processes, by torch's FSDP2, where a copy is too large for each."""
     trackers: tuple[Annotated[ComponentRef, OfKind("tracker")], ...] = (ComponentRef("tracker", "tensorboard"),)

@@ -61,12 +61,20 @@ class TrainingConfig(PositionalConfig):
     resume: Bool = False
     """Go on from the newest full checkpoint in `output_dir`, to the same end; begin where there is none."""
 
+    cache: PathText = "off"
+    """Where teachers' features are kept, so that they are computed once and no more: a folder; `auto` for the one that BREWER_CACHE
+    names, or the user's own for caches; `off` for none."""
+    cache_key: Text | None = None
+    """The column of a batch that tells its rows apart, which no model is given; None to tell them by what they hold."""
+
     _keyword_only: ClassVar[tuple[str, ...]] = (
         "loss_normalization",
         "precision",
         "log_every_steps",
         "keep_last",
         "resume",
+        "cache",
+        "cache_key",
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from brewer_core.cache import RememberingTeacher
+from brewer_core.cache import CachedTeacher, without_key
+from brewer_core.cache_folder import cache_root
 from brewer_core.checkpoints import Checkpoints, save_state_dict
 from brewer_core.config import ComponentRef, TrainingConfig
 from brewer_core.config.refs import OfKind
@@ -25,7 +27,7 @@ from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import bind_ref
-from brewer_core.processes import join, launched, local_rank
+from brewer_core.processes import Processes, join, launched, local_rank
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 from brewer_core.registry import Registry
@@ -78,8 +80,9 @@ class Door:
             parts=lesson.parts,
             precision=self.config.autocast,
             arguments=arguments,
+            model_inputs=lambda batch: without_key(batch, self.config.cache_key),
         )
-        teachers = {each.name: self._teacher(each, lesson, learner, arguments) for each in lesson.teachers}
+        teachers = {each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers}
         output = Path(self.config.output_dir)
         listeners: list[Listener] = []
         if processes.first:
@@ -101,10 +104,15 @@ class Door:
         state = processes.of_first(checkpoints.newest) if self.config.resume else None
         if state is not None:
             engine.load_state_dict(state)
-        with processes.noticing_loss():
+        with processes.noticing_loss(), ExitStack() as caches:
+            for teacher in teachers.values():
+                if isinstance(teacher, CachedTeacher):
+                    caches.callback(teacher.close)
             engine.train(request.dataloader, request.duration())
 
-    def _teacher(self, taught_by: TaughtBy, lesson: Lesson, learner: Learner, arguments: Mapping[str, Any]) -> Teacher:
+    def _teacher(
+        self, taught_by: TaughtBy, lesson: Lesson, processes: Processes, arguments: Mapping[str, Any]
+    ) -> Teacher:
         teacher = LiveTeacher(
             taught_by.model,
             taught_by.adaptor,
@@ -113,14 +121,21 @@ class Door:
             arguments=arguments,
             position=taught_by.position,
         )
-        if not lesson.remembering:
+        folder = self._cache_folder(lesson)
+        if folder is None:
             return teacher
-        if RememberingTeacher.keeps(learner.needs.teacher(taught_by.name)):
-            return RememberingTeacher(teacher)
-        warn(
-            "is_caching_logits keeps logits alone, and matches read more of the teacher: it answers for every batch anew."
+        return CachedTeacher(
+            teacher,
+            self.config.cache_key,
+            folder=folder,
+            builder=processes.rank,
+            shares_lock=not processes.first,
         )
-        return teacher
+
+    def _cache_folder(self, lesson: Lesson) -> Path | None:
+        if self.config.cache == "off" and lesson.remembering:
+            return Path(self.config.output_dir) / "cache"
+        return cache_root(self.config.cache, Path())
 
     def _settings(self, request: TrainRequest) -> Settings:
         return Settings(

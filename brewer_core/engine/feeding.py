@@ -37,6 +37,7 @@ class Feed:
         self._duration, self._accumulation = duration, accumulation
         self.total_steps = duration.total_steps(loader, accumulation)
         self.read = 0
+        self.ends_pass = False
         if duration.epochs is not None and processes.several:
             _check_alike(processes.gathered(len(loader)))
 
@@ -60,11 +61,19 @@ class Feed:
         passing = self._duration.epochs is not None or self._duration.whole_passes
         return self._passes(strategy, generator) if passing else self._stream(strategy, generator)
 
+    @property
+    def _passes_begun(self) -> int:
+        """How many passes were begun over every loader."""
+        return min(loader.passes for loader in self._loaders.values())
+
     def _stream(self, strategy: Strategy, generator: Draws) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
         """A step that a pass does not fill goes on in the next one."""
         loaders = self._loaders if self._several else cycle(self._loaders[""])
         stream, size = iter(strategy.batches(loaders, generator)), self._accumulation
-        yield from ((0, itertools.islice(stream, size), size) for _ in range(self.total_steps - self.read))
+        passes = self._passes_begun
+        for _ in range(self.total_steps - self.read):
+            self.ends_pass, passes = self._passes_begun > passes, self._passes_begun
+            yield 0, itertools.islice(stream, size), size
 
     def _passes(self, strategy: Strategy, generator: Draws) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:
         """The trailing micro-batches of a pass make a step of their own."""
@@ -77,9 +86,9 @@ class Feed:
             stream = iter(strategy.batches(loader, generator))
             for first in itertools.islice(range(done * size, length, size), left):
                 count = min(size, length - first)
+                at_end = self.ends_pass = first + size >= length
                 yield epoch, _exactly(stream, count, length), count
                 left -= 1
-                at_end = first + size >= length
             if at_end and next(iter(stream), None) is not None:
                 raise DataError(_wrong_length(length, "more"))
             done = 0

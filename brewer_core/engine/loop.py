@@ -25,7 +25,7 @@ from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
 from brewer_core.processes import Processes
-from brewer_core.protocols import Draws, Step, Teacher
+from brewer_core.protocols import Draws, KeepingTeacher, Step, Teacher
 from brewer_core.randomness import random_states, restore_random_states, stir
 from brewer_core.stopping import StopReason
 
@@ -83,13 +83,14 @@ class Engine:
             self.processes,
             device,
         )
+        self._keeping = [each for each in self.teachers.values() if isinstance(each, KeepingTeacher)]
         self._judge = Judge(self.settings, self.processes, self.scaler.is_enabled())
         self._saving = Saving(learner, optimizer, self.scheduler, self.processes, in_parts)
         self._window = Window()
         self._feed: Feed | None = None
         self._resumed: Mapping[str, Any] | None = None
         self._stop = StopReason.NONE
-        self._save_due = False
+        self._save_due = self._pass_over = False
         self._saved_at = 0
         self._saved_when = time.monotonic()
 
@@ -120,6 +121,8 @@ class Engine:
                     self.optimizer.zero_grad()  # of what a callback did at the end of the epoch before
                 done, epoch_before = self._train_step(micro_batches, count), epoch
                 feed.read += 1
+                if self._pass_over:
+                    self._share_answers()
                 if done:
                     self._after_step(epoch)
             if self.step < self.total_steps:  # steps that were left out kept the last one from being reached
@@ -127,6 +130,8 @@ class Engine:
         except DataError as error:
             raise self._given_out(error) from error
         finally:
+            for teacher in self._keeping:
+                teacher.flush()
             self._tell("end")
         return self.step
 
@@ -205,12 +210,23 @@ class Engine:
         recorded, norm = self._gradients(micro_batches, count, step)
         every = self.settings.save_every_s
         save_due = every is not None and time.monotonic() - self._saved_when >= every
-        agreed = self.processes.most([self._judge.flag(recorded, norm), int(self.settings.stop()), int(save_due)])
-        self._stop, self._save_due = StopReason(agreed[1]), bool(agreed[2])
+        pass_over = bool(self._keeping) and self._feed is not None and self._feed.ends_pass
+        asked = [self._judge.flag(recorded, norm), int(self.settings.stop()), int(save_due), int(pass_over)]
+        agreed = self.processes.most(asked)
+        self._stop, self._save_due, self._pass_over = StopReason(agreed[1]), bool(agreed[2]), bool(agreed[3])
         if agreed[0] and not self._judged(recorded, norm, step):
             put_back(buffers)
             return False
         return self._apply(recorded)
+
+    def _share_answers(self) -> None:
+        """At the end of a pass: what any process has had computed of a teacher is there for all."""
+        for teacher in self._keeping:
+            teacher.flush()
+        self.processes.most([0])  # all have
+        for teacher in self._keeping:
+            teacher.refresh()
+            teacher.end_pass()
 
     def _judged(self, recorded: Sequence[Seen], norm: Tensor, step: Step) -> bool:
         """Whether a step that is not finite is made all the same; else nothing is left of its gradients."""
@@ -291,6 +307,8 @@ class Engine:
         self._saved_at, self._saved_when = self.step, time.monotonic()
         if self.checkpoints is None:
             return
+        for teacher in self._keeping:  # from here on they answer as they did until now
+            teacher.flush()
         self._tell("saving", self.step)
         self._saving.save(self.checkpoints, self.step, self.state_dict())
 

@@ -36,13 +36,13 @@ class StatefulLoader(Protocol):
 class TrackedLoader:
     """A loader that is iterated, and how far it has been read.
 
-    device: whose generator is kept beside those of the CPU. name: what errors call the loader.
+    device: whose generator is kept beside those of the CPU. name: what errors call the loader. passes: how many were begun.
     """
 
     def __init__(self, loader: Any, device: torch.device, name: str = "the loader") -> None:
         self.loader = loader
         self._device, self._name = device, name
-        self._passes = self._read = 0
+        self.passes = self._read = 0
         self._start: dict[str, Any] | None = None
         self._resumed = False
 
@@ -63,12 +63,12 @@ class TrackedLoader:
         """Passes begun, batches read of the latest, and what it takes to come there again."""
         own = self.loader.state_dict() if isinstance(self.loader, StatefulLoader) else None
         generators = [] if own is not None else _states(self.loader)
-        return {"passes": self._passes, "read": self._read, "start": self._start, "generators": generators, "own": own}
+        return {"passes": self.passes, "read": self._read, "start": self._start, "generators": generators, "own": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be at that place when it is iterated next. Raises RequestError where this loader cannot be."""
-        self._passes, self._read, self._start = state["passes"], state["read"], state["start"]
-        self._resumed = self._passes > 0
+        self.passes, self._read, self._start = state["passes"], state["read"], state["start"]
+        self._resumed = self.passes > 0
         if not self._resumed:
             return
         if isinstance(self.loader, StatefulLoader):
@@ -81,8 +81,8 @@ class TrackedLoader:
     def _from_start(self) -> Iterator[Any]:
         if not isinstance(self.loader, StatefulLoader):
             self._start = {"states": random_states(self._device), "generators": _states(self.loader)}
-        set_epoch(self.loader, self._passes)
-        self._passes += 1
+        set_epoch(self.loader, self.passes)
+        self.passes += 1
         self._read = 0
         return self._counted(iter(self.loader))
 
@@ -100,7 +100,7 @@ class TrackedLoader:
         with undisturbed(self._device):
             restore_random_states(self._start["states"], self._device)
             _restore(self.loader, self._start["generators"])
-            set_epoch(self.loader, self._passes - 1)
+            set_epoch(self.loader, self.passes - 1)
             stream: Iterator[Any] = iter(self.loader)
             if sum(1 for _ in itertools.islice(stream, self._read)) < self._read:
                 raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,22 @@ from brewer_core.engine.running import Divided, Running
 from brewer_core.engine.settings import Settings
 from brewer_core.engine.shares import Counted, Shares, counted, of_all
 from brewer_core.errors import MemoryFullError
+from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.processes import Processes
-from brewer_core.protocols import Batch, Step, Strategy, Teacher
+from brewer_core.protocols import Batch, KeepingTeacher, Step, Strategy, Teacher
 from brewer_core.randomness import random_states, restore_random_states
 from brewer_core.sharding import full_norm
 
 Kept = list[tuple[Tensor, Tensor]]
+
+
+class Ready(NamedTuple):
+    """A micro-batch on the device. rows: what tells its rows apart, for each teacher that keeps what it has computed."""
+
+    task: str
+    batch: Batch
+    rows: Mapping[str, Any]
 
 
 class Gradients:
@@ -45,6 +54,7 @@ class Gradients:
     ) -> None:
         self._learner, self._running, self._trained = learner, running, trained
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
+        self._keeping = {name: each for name, each in teachers.items() if isinstance(each, KeepingTeacher)}
         self._settings, self._processes, self._device = settings, processes, device
         self.halving = Halving(device, settings.parts, in_step=isinstance(running, Divided))
 
@@ -99,13 +109,14 @@ class Gradients:
         return bool(lacking)
 
     def _accumulated(
-        self, weighed: Iterable[tuple[MicroBatch, Shares | None]], count: int, step: Step, weights: Mapping[str, float]
+        self, weighed: Iterable[tuple[Ready, Shares | None]], count: int, step: Step, weights: Mapping[str, float]
     ) -> list[Seen]:
         """Forward and backward of a step's micro-batches."""
         recorded: list[Seen] = []
-        for number, ((task, batch), shares) in enumerate(weighed, 1):
+        for number, (ready, shares) in enumerate(weighed, 1):
+            task, batch = ready.task, ready.batch
             with self._running.accumulating(last=number == count):
-                losses = self._running(task, batch, self._ask(task, batch), step)
+                losses = self._running(task, batch, self._ask(ready), step)
                 total, seen = self._total(losses, weights, shares, count)
                 scale = self._running.averaged
                 self._scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -126,41 +137,51 @@ class Gradients:
         assert isinstance(total, Tensor)
         return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
 
-    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Shares | None]]:
+    def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[Ready, Shares | None]]:
         """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""
         return self._shared(self._ready(micro_batches, count))
 
-    def _ready(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[MicroBatch, Counted | None]]:
+    def _ready(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[Ready, Counted | None]]:
         """The micro-batches of a step on the device, and what each has of the step's items, if they are weighed."""
         if not self._processes.several and (count == 1 or self._settings.loss_normalization != "step"):
             return (self._prepared(task, batch) for task, batch in micro_batches)
         return [self._prepared(task, batch, counting=True) for task, batch in micro_batches]
 
-    def _shared(self, ready: Iterable[tuple[MicroBatch, Counted | None]]) -> Iterable[tuple[MicroBatch, Shares | None]]:
+    def _shared(self, ready: Iterable[tuple[Ready, Counted | None]]) -> Iterable[tuple[Ready, Shares | None]]:
         if not isinstance(ready, list):  # one at a time, for none is weighed
             return ((batch, None) for batch, _ in ready)
         step = of_all(self._processes, [own for _, own in ready if own is not None])
         by_items = self._settings.loss_normalization == "step"
         return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None)
 
-    def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
-        """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""
-        strategy, own = self._learner.strategy, None
+    def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[Ready, Counted | None]:
+        """A micro-batch on the device, with what is read of it where it came from and not off the device, if that is the same."""
+        strategy = self._learner.strategy
         given = self._settings.prepare(task, batch)
-        changes = type(strategy).prepare is not Strategy.prepare
-        if counting and not changes:
-            own = counted(self._learner, task, given, self._asked(task))
+        if type(strategy).prepare is Strategy.prepare:
+            read = self._read(task, given, counting)
+            return Ready(task, move_to_device(given, self._device), read[0]), read[1]
         ready = strategy.prepare(task, move_to_device(given, self._device), self._learner.student)
-        if counting and changes:
-            own = counted(self._learner, task, ready, self._asked(task))
-        return (task, ready), own
+        read = self._read(task, ready, counting)
+        return Ready(task, ready, read[0]), read[1]
+
+    def _read(self, task: str, batch: Batch, counting: bool) -> tuple[Mapping[str, Any], Counted | None]:
+        """What tells a batch's rows apart, and its items where they are counted."""
+        asked = self._asked(task)
+        rows = {name: self._keeping[name].rows(batch) for name in asked if name in self._keeping}
+        return rows, counted(self._learner, task, batch, asked) if counting else None
 
     def _asked(self, task: str) -> tuple[str, ...]:
         return tuple(self._learner.strategy.teachers_for(task, tuple(self._teachers)))
 
-    def _ask(self, task: str, batch: Batch) -> dict[str, Any]:
-        needs = self._learner.needs
-        return {name: self._teachers[name].features(batch, needs.teacher(name)) for name in self._asked(task)}
+    def _ask(self, ready: Ready) -> dict[str, Any]:
+        return {name: self._answer(name, ready) for name in self._asked(ready.task)}
+
+    def _answer(self, name: str, ready: Ready) -> Features:
+        needs = self._learner.needs.teacher(name)
+        if name in self._keeping:
+            return self._keeping[name].features(ready.batch, needs, ready.rows[name])
+        return self._teachers[name].features(ready.batch, needs)
 
     def _norm(self) -> Tensor:
         self._scaler.unscale_(self._optimizer)

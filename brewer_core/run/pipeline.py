@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from brewer_core.cache_folder import CACHE_WORDS
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_config
 from brewer_core.errors import RequestError, SaveError, Stopped
@@ -259,6 +260,8 @@ class _Run:
     ) -> tuple[Outcome, LoadedModel]:
         """Train and keep a model; how it went, and the model in one piece."""
         self.reporter.say(f"{tracking}: {lesson.total_steps} steps")
+        for note in lesson.notes:
+            self.reporter.say(note)
         outcome = train(self.assembly, lesson, folder, tracking, self.session)
         whole = self.assembly.whole(name, model)
         self._once(lambda: self._keep(folder, whole, outcome))
@@ -385,6 +388,8 @@ def _resolved(assembly: Assembly) -> dict[str, Any]:
     for ref in refs:
         if "path" in ref:
             ref["path"] = _absolute(ref["path"], assembly.base_dir)
+    if document["cache"]["path"] not in CACHE_WORDS:
+        document["cache"]["path"] = str((assembly.base_dir / document["cache"]["path"]).resolve())
     tokenizer, output = document["tokenizer"], configured_output(assembly.config, assembly.base_dir)
     if tokenizer["from"] not in TOKENIZER_WORDS:
         tokenizer["from"] = _absolute(tokenizer["from"], assembly.base_dir)

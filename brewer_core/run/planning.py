@@ -88,7 +88,7 @@ def stage_lesson(assembly: Assembly, position: int) -> Lesson:
     """What the stage at a position trains, with the models as they are now."""
     stage, path = assembly.config.stages[position], f"stages[{position}]"
     if isinstance(stage, DistillStage):
-        return distill_lesson(assembly, stage, path, assembly.model(stage.student))
+        return distill_lesson(assembly, stage, path, assembly.model(stage.student), caching=False)
     return supervised_lesson(assembly, stage, path, assembly.model(stage.model), stage.name)
 
 

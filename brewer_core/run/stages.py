@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, rows, split
-from brewer_core.cache import RememberingTeacher
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
 from brewer_core.config.optimization import Optimization
@@ -29,6 +28,7 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
+from brewer_core.run.caching import Asked, cached, closing_caches, decided, notes
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.loading import TextLoader
@@ -48,7 +48,8 @@ DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 class Lesson:
     """What a stage trains: a learner, on batches, with teachers.
 
-    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
+    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks. notes: what is said of it
+    when it begins.
     """
 
     learner: Learner
@@ -56,6 +57,7 @@ class Lesson:
     loader: Any
     training: Optimization
     adaptors: Mapping[str, Callable[..., Any]]
+    notes: Sequence[str] = ()
 
     @property
     def duration(self) -> Duration:
@@ -119,13 +121,17 @@ def supervised_lesson(
     return Lesson(learner, {}, loaders if alone is None else loaders[alone], training, adaptors)
 
 
-def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel) -> Lesson:
-    """The lesson of a distillation: teachers as far as they are trained, and the student."""
+def distill_lesson(
+    assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel, caching: bool = True
+) -> Lesson:
+    """The lesson of a distillation: teachers as far as they are trained, and the student.
+
+    caching: teachers are cached, as far as the config says; without, they are live, and nothing is kept of a trial.
+    """
     config = stage.distillation
     strategy = assembly.bind(stage.strategy)()
     sets = assembly.training_sets(stage, path)
     _check_tasks(strategy, stage, path, list(sets))
-    _check_caching(assembly, stage, path)
     refs, adaptors = named_teachers(stage), assembly.adaptors(stage.student, stage.adaptors.student)
     needs = _needs(strategy, config, list(refs))
     arguments = dict(student.forward_arguments(needs.student))
@@ -136,13 +142,9 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     }
     first, sample = next(iter(samples.items()))
     known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, arguments)
+    answers = {name: live[name].features(samples[ref.task or ""], needs.teacher(name)) for name, ref in refs.items()}
     infos = {
-        name: ModelInfo.of(
-            name,
-            live[name].features(samples[ref.task or ""], needs.teacher(name)),
-            ref.weight,
-            (ref.task,) if ref.task else (),
-        )
+        name: ModelInfo.of(name, answers[name], ref.weight, (ref.task,) if ref.task else ())
         for name, ref in refs.items()
     }
     own = ModelInfo.of(stage.student, known)
@@ -163,10 +165,18 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
         arguments=arguments,
         model_inputs=model_inputs,
     )
+    asked = [
+        Asked(name, live[name], learner.needs.teacher(name), samples[task], answers[name], sets[task])
+        for name, task in ((name, ref.task or "") for name, ref in refs.items())
+    ]
+    decisions = {each.name: decided(assembly, strategy, each) for each in asked}
     teachers: dict[str, Teacher] = dict(live)
-    if config.is_caching_logits:
-        teachers = {name: RememberingTeacher(teacher) for name, teacher in live.items()}
-    return Lesson(learner, teachers, loaders if strategy.several_tasks else loaders[first], stage.training, adaptors)
+    if caching:
+        teachers |= {
+            each.name: cached(assembly, decisions[each.name], each) for each in asked if decisions[each.name].folder
+        }
+    loader = loaders if strategy.several_tasks else loaders[first]
+    return Lesson(learner, teachers, loader, stage.training, adaptors, notes(decisions))
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
@@ -246,7 +256,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         )
         if session.resuming:
             _take_up(engine, checkpoints, tracking, session.reporter)
-        with session.stop.heeding():
+        with session.stop.heeding(), closing_caches(lesson.teachers):
             steps = engine.train(lesson.loader, lesson.duration)
     evaluation.restore_best()
     return Outcome(steps, stopwatch.seconds - evaluation.seconds, evaluation.best_step, evaluation.kept)
@@ -319,18 +329,6 @@ def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequ
             [
                 f"{path}.strategy: `{stage.strategy.name}` trains on one task, and the data of the stage are of "
                 f'{", ".join(tasks)}; use "multi_task", or a stage for each'
-            ],
-            "config",
-        )
-
-
-def _check_caching(assembly: Assembly, stage: DistillStage, path: str) -> None:
-    """Raises ConfigError where teachers in parts, which all processes ask together, are to be asked only about new rows."""
-    if stage.distillation.is_caching_logits and "teachers" in assembly.config.fsdp:
-        raise ConfigError(
-            [
-                f"{path}.distillation.is_caching_logits: each process asks the teacher only about rows that are new to it, and "
-                "teachers in parts are asked by all of them together; set it to false, or leave `teachers` out of fsdp"
             ],
             "config",
         )

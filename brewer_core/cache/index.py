@@ -1,0 +1,75 @@
+"""Where the record of each key is: which part, and which row of it. 24 bytes a row, and no object for any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+Array = numpy.ndarray[Any, Any]
+
+_RECENT = 20_000
+"""How many rows are looked up one by one before they are sorted in with the rest."""
+
+
+class Index:
+    """Numbers by keys of 16 bytes. What is added later takes the place of what has the same key."""
+
+    def __init__(self) -> None:
+        self._keys: Array = numpy.empty((0, 2), numpy.uint64)  # sorted by the first half
+        self._numbers: Array = numpy.empty(0, numpy.int64)
+        self._recent: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        self._sort_in()
+        return len(self._numbers)
+
+    def add(self, keys: Array, first: int) -> None:
+        """Add keys, [R, 16] bytes, under the numbers from `first` on."""
+        if len(keys) > _RECENT:
+            self._sort_in()
+            self._merge(_halves(keys), numpy.arange(first, first + len(keys)))
+            return
+        held = keys.tobytes()
+        self._recent |= {held[16 * i : 16 * i + 16]: first + i for i in range(len(keys))}
+        if len(self._recent) > _RECENT:
+            self._sort_in()
+
+    def find(self, keys: Sequence[bytes]) -> list[int | None]:
+        """The number of each key; None where it has none."""
+        wanted = numpy.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+        at = numpy.searchsorted(self._keys[:, 0], wanted[:, 0]).tolist()
+        return [self._recent.get(key, self._at(place, half)) for key, place, half in zip(keys, at, wanted, strict=True)]
+
+    def _at(self, place: int, wanted: Array) -> int | None:
+        while place < len(self._keys) and self._keys[place, 0] == wanted[0]:
+            if self._keys[place, 1] == wanted[1]:
+                return int(self._numbers[place])
+            place += 1
+        return None
+
+    def forget(self, key: bytes) -> None:
+        """Have no number for a key."""
+        self._sort_in()
+        half = _halves(numpy.frombuffer(key, numpy.uint8).reshape(1, 16))
+        kept = (self._keys != half).any(1)
+        self._keys, self._numbers = self._keys[kept], self._numbers[kept]
+
+    def _sort_in(self) -> None:
+        if self._recent:
+            held = numpy.frombuffer(b"".join(self._recent), numpy.uint8).reshape(-1, 16)
+            numbers = numpy.fromiter(self._recent.values(), numpy.int64, len(self._recent))
+            self._recent = {}
+            self._merge(_halves(held), numbers)
+
+    def _merge(self, keys: Array, numbers: Array) -> None:
+        every, at = numpy.concatenate([self._keys, keys]), numpy.concatenate([self._numbers, numbers])
+        order = numpy.lexsort((at, every[:, 1], every[:, 0]))
+        every, at = every[order], at[order]
+        latest = numpy.append((every[1:] != every[:-1]).any(1), True)  # of equal keys the one with the largest number
+        self._keys, self._numbers = every[latest], at[latest]
+
+
+def _halves(keys: Array) -> Array:
+    return numpy.ascontiguousarray(keys).view("<u8").reshape(-1, 2)

@@ -1,0 +1,259 @@
+"""How the features of a row lie in a record: one run of bytes, with everything that is padding left out.
+
+Shapes: B rows, L tokens of the longest row of a batch, n tokens of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from brewer_core.cache.rows import Rows
+from brewer_core.errors import AdaptorError
+from brewer_core.features import Feature, Features
+
+Read = Callable[[int, list[memoryview]], bool]
+"""Reads the record of the i-th row of a batch into buffers, one after the other; False where it is lost."""
+
+_MASKED_BY = {"logits": "logits_mask", "logits_mask": "logits_mask"}
+"""Which mask says that what stands in the padding is never read; `inputs_mask` for other features."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of a row: its dtype, and its axes after B; None is the axis of the row's own tokens."""
+
+    dtype: str
+    dims: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor, by_token: Sequence[bool]) -> Piece:
+        """That of a batch's tensor. by_token: of each axis after B, whether it is cut to the row's tokens."""
+        dims = tuple(None if cut else int(n) for n, cut in zip(tensor.shape[1:], by_token, strict=True))
+        return cls(str(tensor.dtype).removeprefix("torch."), dims)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def shape(self, tokens: int) -> tuple[int, ...]:
+        """The shape of a row of so many tokens."""
+        return tuple(tokens if n is None else n for n in self.dims)
+
+    def size(self, tokens: int) -> int:
+        """The bytes of a row of so many tokens."""
+        return math.prod(self.shape(tokens)) * self.torch_dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether a row's tokens lie side by side in a padded batch."""
+        return None not in self.dims[1:]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One feature. pieces: of each layer or head; None where there is none to read."""
+
+    name: str
+    axes: str
+    stated: bool
+    pieces: tuple[Piece | None, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The features of a record, in order.
+
+    padded_to: the L that they were computed at, where some feature could not be cut to a row's tokens; else None.
+    """
+
+    features: tuple[Kept, ...]
+    padded_to: int | None = None
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """All tensors of a record, in order."""
+        return (piece for kept in self.features for piece in kept.pieces if piece is not None)
+
+    def size(self, tokens: int) -> int:
+        """The bytes of a record of so many tokens."""
+        return sum(piece.size(tokens) for piece in self.pieces)
+
+    def fits(self, length: int | None) -> bool:
+        """Whether a record can stand in a batch of this L."""
+        return self.padded_to in (None, length)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        features = [
+            {
+                "name": kept.name,
+                "axes": kept.axes,
+                "stated": kept.stated,
+                "pieces": [None if p is None else {"dtype": p.dtype, "dims": list(p.dims)} for p in kept.pieces],
+            }
+            for kept in self.features
+        ]
+        return {"features": features, "padded_to": self.padded_to}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Layout:
+        """From what `to_json` gave."""
+        features = tuple(
+            Kept(
+                each["name"],
+                each["axes"],
+                bool(each["stated"]),
+                tuple(None if p is None else Piece(p["dtype"], tuple(p["dims"])) for p in each["pieces"]),
+            )
+            for each in value["features"]
+        )
+        return cls(features, value["padded_to"])
+
+
+def packed(features: Features, rows: Rows) -> tuple[Layout, list[bytes]]:
+    """How features lie in records, and the record of each row.
+
+    Raises AdaptorError for a feature that has not one entry a row.
+    """
+    kept, tensors, bound = [], list[Tensor | None](), False
+    for name in features:
+        axes, stated = features.axes(name), features.stated(name)
+        own = [None if t is None else _by_row(name, t.detach().cpu(), len(rows)) for t in features[name]]
+        _check_by_row(name, own, len(rows))
+        cut = stated and rows.length is not None and _padding_unread(name, features, rows)
+        pieces = []
+        for tensor in own:
+            by_token = () if tensor is None else _by_token(tensor, axes, rows.length)
+            bound |= any(by_token) and not cut
+            bound |= tensor is not None and not stated and tensor.dim() > 1 and rows.length is not None
+            pieces.append(None if tensor is None else Piece.of(tensor, [cut and each for each in by_token]))
+        kept.append(Kept(name, axes, stated, tuple(pieces)))
+        tensors += own
+    layout = Layout(tuple(kept), rows.length if bound else None)
+    return layout, _records(layout, [t for t in tensors if t is not None], rows)
+
+
+def unpacked(layout: Layout, rows: Rows, read: Read) -> tuple[Features, list[int]]:
+    """The features of a batch, padded with zeros, and the rows whose record is lost.
+
+    read: gives the records, all of this layout.
+    """
+    count, length = len(rows), rows.length or 0
+    whole = [torch.zeros(count, *piece.shape(length), dtype=piece.torch_dtype) for piece in layout.pieces]
+    targets = [_Target(piece, tensor) for piece, tensor in zip(layout.pieces, whole, strict=True)]
+    lost = []
+    for i in range(count):
+        start, end = (rows.starts[i], rows.ends[i]) if rows.length is not None else (0, 0)
+        buffers = [target.buffer(i, start, end) for target in targets]
+        if not read(i, buffers):
+            lost.append(i)
+            continue
+        for target, buffer in zip(targets, buffers, strict=True):
+            target.place(i, start, end, buffer)
+    tensors = iter(whole)
+    features: dict[str, Feature] = {
+        kept.name: Feature(_with_gaps(kept, tensors), kept.axes, kept.stated) for kept in layout.features
+    }
+    return Features(features), lost
+
+
+def _with_gaps(kept: Kept, tensors: Iterator[Tensor]) -> Any:
+    """The tensors of a feature, and None where it has none."""
+    return tuple(None if piece is None else next(tensors) for piece in kept.pieces)
+
+
+class _Target:
+    """A padded tensor of a batch that records are read into: at once where a row's bytes lie side by side in it."""
+
+    def __init__(self, piece: Piece, tensor: Tensor) -> None:
+        self._piece, self._array = piece, _as_array(tensor)
+        flat: Any = self._array.reshape(-1).view(numpy.uint8)
+        self._bytes = memoryview(flat) if self._array.size else memoryview(b"")
+        self._row_bytes = len(self._bytes) // max(1, tensor.shape[0])
+        first = tensor.shape[1] if piece.dims and piece.dims[0] is None else 0
+        self._token_bytes = self._row_bytes // first if first else 0
+
+    def buffer(self, row: int, start: int, end: int) -> memoryview:
+        """Where the record's piece of a row is to be read to."""
+        if not self._piece.contiguous:
+            return memoryview(bytearray(self._piece.size(end - start)))
+        at = row * self._row_bytes
+        if self._piece.dims and self._piece.dims[0] is None:
+            return self._bytes[at + start * self._token_bytes : at + end * self._token_bytes]
+        return self._bytes[at : at + self._row_bytes]
+
+    def place(self, row: int, start: int, end: int, buffer: memoryview) -> None:
+        """Put what was read beside its place there."""
+        if self._piece.contiguous or not len(buffer):
+            return
+        held = numpy.frombuffer(buffer, dtype=self._array.dtype).reshape(self._piece.shape(end - start))
+        self._array[row][_cut(self._piece, start, end)] = held
+
+
+def _records(layout: Layout, tensors: Sequence[Tensor], rows: Rows) -> list[bytes]:
+    arrays, pieces = [_as_array(tensor.contiguous()) for tensor in tensors], list(layout.pieces)
+    made = []
+    for i in range(len(rows)):
+        start, end = (rows.starts[i], rows.ends[i]) if rows.length is not None else (0, 0)
+        parts = [array[i][_cut(p, start, end)].tobytes() for p, array in zip(pieces, arrays, strict=True)]
+        made.append(b"".join(parts))
+    return made
+
+
+def _cut(piece: Piece, start: int, end: int) -> tuple[slice, ...]:
+    """The places of a row's tokens in each axis after B."""
+    return tuple(slice(start, end) if n is None else slice(None) for n in piece.dims)
+
+
+def _as_array(tensor: Tensor) -> numpy.ndarray[Any, Any]:
+    """The same memory as an array; numpy has no bfloat16, whose bits are shown as integers."""
+    shown = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    array: numpy.ndarray[Any, Any] = shown.numpy()
+    return array
+
+
+def _by_token(tensor: Tensor, axes: str, length: int | None) -> list[bool]:
+    """Of each axis after B, whether it is that of the batch's tokens."""
+    names = axes.split()
+    if len(names) != tensor.dim():
+        return [False] * (tensor.dim() - 1)
+    return [name == "L" and size == length for name, size in zip(names[1:], tensor.shape[1:], strict=True)]
+
+
+def _padding_unread(name: str, features: Features, rows: Rows) -> bool:
+    """Whether the adaptor's mask leaves out all that stands in the padding, so that nothing reads it."""
+    masks = [mask for mask in features.get(_MASKED_BY.get(name, "inputs_mask"), ()) if mask is not None]
+    return bool(masks) and all(_within(mask, rows) for mask in masks)
+
+
+def _within(mask: Tensor, rows: Rows) -> bool:
+    if mask.dim() != 2 or tuple(mask.shape) != (len(rows), rows.length):
+        return False
+    places = torch.arange(rows.length or 0)
+    starts, ends = torch.tensor(rows.starts), torch.tensor(rows.ends)
+    inside = (places >= starts[:, None]) & (places < ends[:, None])
+    return not bool((mask.detach().cpu().bool() & ~inside).any())
+
+
+def _by_row(name: str, tensor: Tensor, count: int) -> Tensor:
+    """A tensor; a mask of one row that stands for all of them, for each."""
+    alike = name in ("logits_mask", "inputs_mask") and tensor.dim() == 2 and tensor.shape[0] == 1
+    return tensor.expand(count, -1) if alike else tensor
+
+
+def _check_by_row(name: str, tensors: Sequence[Tensor | None], count: int) -> None:
+    for tensor in tensors:
+        if tensor is not None and (tensor.dim() == 0 or tensor.shape[0] != count):
+            raise AdaptorError(
+                f"the teacher's {name!r} of shape {tuple(tensor.shape)} has not one entry for each of {count} rows, so it cannot be "
+                'kept by row; let the adaptor return it by row, or train with the cache "off".'
+            )

@@ -1,0 +1,264 @@
+"""One cache on disk: the records of rows for one teacher, asked for the same features in the same format.
+
+A folder holds `about.json`, which says what is in it, `parts/`, and `lock`, which one builder at a time has. Readers need no lock: a part
+is written whole and never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import warnings
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from brewer_core.cache.index import Index
+from brewer_core.cache.layout import Layout, unpacked
+from brewer_core.cache.parts import SUFFIX, OpenFiles, Part, read_part, write_part
+from brewer_core.cache.rows import Rows
+from brewer_core.errors import DataError
+from brewer_core.features import Features
+from brewer_core.files import system_reason, write_whole
+
+ABOUT, PARTS, LOCK = "about.json", "parts", "lock"
+PART_BYTES = 32 << 20
+
+
+@dataclass
+class _Pending:
+    """Records that are not on disk yet, all of one layout."""
+
+    layout: Layout
+    keys: list[bytes] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Store:
+    """The records of one cache. Nothing is written, and no folder made, before the first record is kept.
+
+    about: what `about.json` says of the cache. limit_bytes: the folder grows no further; None for no limit.
+    builder: the number of the process among several that build together; each writes parts of its own. shares_lock: another of
+    them has the lock for all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        *,
+        limit_bytes: int | None = None,
+        builder: int = 0,
+        shares_lock: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.about = dict(about)
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self.damaged = 0
+        self._builder, self._lock = builder, None if shares_lock else FileLock(folder / LOCK)
+        self._index, self._files = Index(), OpenFiles()
+        self._parts: list[Part] = []
+        self._known: set[str] = set()
+        self._first: list[int] = []
+        self._pending: _Pending | None = None
+        self._unflushed: dict[bytes, int] = {}
+        self._closed_to: str | None = None
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._index) + len(self._unflushed)
+
+    @property
+    def keeps_no_more(self) -> str | None:
+        """Why nothing more is kept: another builder, the limit, the disk; None while it is."""
+        return self._closed_to
+
+    def refresh(self) -> None:
+        """See the parts that other processes have written since. Warns of one that is damaged, whose rows count as missing."""
+        folder = self.folder / PARTS
+        new = sorted(p for p in folder.glob(f"*{SUFFIX}") if p.name not in self._known) if folder.is_dir() else []
+        for path in new:
+            self._known.add(path.name)
+            try:
+                self._take(read_part(path))
+            except DataError as error:
+                self.damaged += 1
+                warnings.warn(str(error), stacklevel=2)
+
+    def holding(self, rows: Rows) -> list[bool]:
+        """Of each row, whether its record is here, in a layout that fits the batch."""
+        return [
+            self._layout_of(number).fits(rows.length) if number is not None else False for number in self._find(rows)
+        ]
+
+    def read(self, rows: Rows) -> tuple[Features, list[int]] | None:
+        """The features of a batch, of which all rows are here, and the rows whose record turns out to be lost.
+
+        None where records are laid out in different ways, and cannot stand in one batch.
+        """
+        numbers = self._find(rows)
+        layouts = [self._layout_of(number) for number in numbers if number is not None]
+        if any(layout != layouts[0] for layout in layouts[1:]):
+            return None
+        return unpacked(layouts[0], rows, lambda row, buffers: self._read(rows.keys[row], numbers[row], buffers))
+
+    def read_record(self, key: bytes, layout: Layout) -> bytes | None:
+        """The record of a key, where it is here in this layout."""
+        (number,) = self._index.find([key])
+        if key in self._unflushed and self._pending is not None and self._pending.layout == layout:
+            return self._pending.records[self._unflushed[key]]
+        if number is None or self._layout_of(number) != layout:
+            return None
+        part, row = self._place(number)
+        record = part.record(self._files, row)
+        if record is None:
+            self._lose(key)
+        return record
+
+    def keep(self, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes], tokens: Sequence[int]) -> None:
+        """Keep records, unless another builder has the lock, or the limit is reached; each key once."""
+        if self._closed_to is not None or not self._has_lock():
+            return
+        if self._pending is not None and self._pending.layout != layout:
+            self.flush()
+        pending = self._pending = self._pending or _Pending(layout)
+        for key, record, count in zip(keys, records, tokens, strict=True):
+            if key in self._unflushed:
+                continue
+            if self.limit_bytes is not None and self.size_bytes + pending.bytes + len(record) > self.limit_bytes:
+                self._close_to(f"it has reached its limit of {readable(self.limit_bytes)}")
+                break
+            self._unflushed[key] = len(pending.records)
+            pending.keys.append(key)
+            pending.records.append(record)
+            pending.tokens.append(count)
+            pending.bytes += len(record)
+        if pending.bytes >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have all that was kept on the disk. Where it cannot be written, warn, and keep no more."""
+        pending = self._pending
+        if pending is None or not pending.keys:
+            return
+        path = (
+            self.folder / PARTS / f"{self._next():06d}-{self._builder}-{secrets.token_hex(4)}{SUFFIX}"
+        )  # no other's name
+        try:
+            if not (self.folder / ABOUT).exists():
+                write_whole(
+                    self.folder / ABOUT, lambda draft: draft.write_text(json.dumps(self.about, indent=2) + "\n")
+                )
+            write_part(path, pending.layout, pending.keys, pending.records, pending.tokens)
+        except Exception as error:  # safetensors raises an error of its own
+            reason = system_reason(error)
+            if reason is None:
+                raise
+            self._close_to(f"{path.parent} cannot be written: {reason}")
+        else:
+            self._known.add(path.name)
+            self._take(read_part(path))
+        self._pending, self._unflushed = None, {}
+
+    def close(self) -> None:
+        """Flush, and let others build."""
+        self.flush()
+        self._files.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _has_lock(self) -> bool:
+        if self._lock is None or self._lock.is_locked:
+            return True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._close_to("another process is building it")
+        except OSError as error:
+            self._close_to(f"{self.folder} cannot be written: {system_reason(error) or error}")
+        return self._lock.is_locked
+
+    def _close_to(self, reason: str) -> None:
+        self._closed_to = reason
+        warnings.warn(
+            f"the teacher cache in {self.folder} keeps no more rows, as {reason}; those that are not in it are computed each time.",
+            stacklevel=2,
+        )
+
+    def _take(self, part: Part) -> None:
+        first = self._first[-1] + len(self._parts[-1]) if self._parts else 0
+        self._parts.append(part)
+        self._first.append(first)
+        self._index.add(part.keys, first)
+        with suppress(OSError):
+            self.size_bytes += part.path.stat().st_size
+
+    def _next(self) -> int:
+        return 1 + max((int(name.partition("-")[0]) for name in self._known), default=-1)
+
+    def _find(self, rows: Rows) -> list[int | None]:
+        found = self._index.find(rows.keys)
+        if not self._unflushed:
+            return found
+        return [
+            -1 - self._unflushed[key] if key in self._unflushed else n for key, n in zip(rows.keys, found, strict=True)
+        ]
+
+    def _place(self, number: int) -> tuple[Part, int]:
+        at = bisect_right(self._first, number) - 1
+        return self._parts[at], number - self._first[at]
+
+    def _layout_of(self, number: int) -> Layout:
+        if number < 0:
+            assert self._pending is not None
+            return self._pending.layout
+        return self._place(number)[0].layout
+
+    def _read(self, key: bytes, number: int | None, buffers: list[memoryview]) -> bool:
+        assert number is not None
+        if number < 0:
+            assert self._pending is not None
+            return copied(self._pending.records[-1 - number], buffers)
+        part, row = self._place(number)
+        if part.read(self._files, row, buffers):
+            return True
+        self._lose(key)
+        return False
+
+    def _lose(self, key: bytes) -> None:
+        self._index.forget(key)
+        self.damaged += 1
+        if self.damaged == 1:
+            warnings.warn(
+                f"the teacher cache in {self.folder} is damaged; its rows are checked as they are read, and those that are not what was "
+                "written are computed again. `brewer cache verify` tells how many.",
+                stacklevel=2,
+            )
+
+
+def readable(size_bytes: float) -> str:
+    """A size as people write it: `12.5 MB`."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log10(max(1, size_bytes)) // 3))
+    return f"{size_bytes / 1000**power:.3g} {units[power]}"
+
+
+def copied(record: bytes, buffers: list[memoryview]) -> bool:
+    """Fill buffers with a record, one after the other; False where it is of another size."""
+    at = 0
+    for buffer in buffers:
+        if at + len(buffer) > len(record):
+            return False
+        buffer[:] = record[at : at + len(buffer)]
+        at += len(buffer)
+    return at == len(record)

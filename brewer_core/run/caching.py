@@ -1,0 +1,138 @@
+"""Which teachers of a stage are cached, and what that takes: decided before anything is trained.
+
+A cache that the config names is built, or refused with an error. With `auto` a teacher stays live where a cache would be of no use, or too
+large, and the run says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewer_core.cache import CachedTeacher, CacheFormat, chosen, packed, readable
+from brewer_core.cache.rows import rows_of
+from brewer_core.cache_folder import cache_root
+from brewer_core.config.cache import CacheConfig
+from brewer_core.errors import AdaptorError, ConfigError, DataError
+from brewer_core.features import Features
+from brewer_core.processes import Processes
+from brewer_core.protocols import Batch, Strategy, Teacher
+from brewer_core.run.assembly import Assembly, JoinedText
+
+NOT_OF_THE_ROW = ("labels", "row")
+"""Columns of a batch that no model is given."""
+
+_SHARE_OF_DISK = 0.5
+"""How much of what is free on the disk `auto` takes at most."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A teacher of a stage, what is read of it, and a batch of the rows that it is asked about with its features for that."""
+
+    name: str
+    teacher: Teacher
+    needs: frozenset[str]
+    batch: Batch
+    features: Features
+    rows: JoinedText
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The folder of caches, or None and why there is none. bytes: what all rows take."""
+
+    folder: Path | None
+    reason: str = ""
+    size_bytes: int = 0
+
+
+def cached(assembly: Assembly, decision: Decision, asked: Asked) -> CachedTeacher:
+    """The teacher with a cache."""
+    settings, processes = assembly.config.cache, assembly.processes
+    return CachedTeacher(
+        asked.teacher,
+        ignore=NOT_OF_THE_ROW,
+        folder=decision.folder,
+        format=CacheFormat(**settings.form),
+        limit_gb=settings.limit_gb,
+        builder=processes.rank,
+        shares_lock=not processes.first,
+    )
+
+
+def decided(assembly: Assembly, strategy: Strategy, asked: Asked) -> Decision:
+    """Whether a teacher is cached. Raises ConfigError where the config asks for a cache that cannot be."""
+    settings = assembly.config.cache
+    if not settings.on:
+        return Decision(None, 'the cache is "off"')
+    folder = cache_root(settings.path, assembly.base_dir)
+    against = _against(assembly, strategy, asked) or ("there is no folder for caches here" if folder is None else "")
+    decision = Decision(folder) if against else _sized(settings, folder, asked, assembly.processes)
+    against = against or decision.reason
+    if against and settings.path != "auto":
+        raise ConfigError([f"cache.path: teacher {asked.name!r} cannot be cached, as {against}"], "config")
+    return Decision(None, against) if against else decision
+
+
+def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:
+    """What stands against a cache; empty where nothing does."""
+    if assembly.in_parts("teachers"):
+        return "all processes ask teachers in parts together, and each would ask only about rows that are new to it"
+    if type(strategy).prepare is not Strategy.prepare:
+        return "the strategy makes its own texts, which are new in every pass"
+    if any(asked.rows.augmenters) and assembly.config.cache.path == "auto":
+        return "its rows are augmented, and new in every pass"
+    return ""
+
+
+def _sized(settings: CacheConfig, folder: Path | None, asked: Asked, processes: Processes) -> Decision:
+    try:
+        size_bytes = estimated_bytes(CacheFormat(**settings.form), asked)
+    except (AdaptorError, DataError) as error:
+        return Decision(folder, str(error).rstrip("."))
+    assert folder is not None
+    limit = settings.limit_gb * 1e9
+    free = processes.of_first(lambda: shutil.disk_usage(_there(folder)).free)
+    room = free * _SHARE_OF_DISK if settings.path == "auto" else free
+    if size_bytes > limit:
+        return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
+    if size_bytes > room:
+        return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free")
+    return Decision(folder, "", size_bytes)
+
+
+def estimated_bytes(form: CacheFormat, asked: Asked) -> int:
+    """What the records of all rows take, worked out from the features of a few."""
+    rows = rows_of(asked.batch, ignore=NOT_OF_THE_ROW)
+    layout, _ = packed(form.applied(chosen(asked.features, asked.needs)), rows)
+    return sum(layout.size(length) for length in asked.rows.lengths)
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that there is."""
+    return next((each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()), Path())
+
+
+def notes(decisions: Mapping[str, Decision]) -> list[str]:
+    """What is said of the caches of a stage, a line for each teacher."""
+    return [
+        f"teacher {name}: cached in {decision.folder}, {readable(decision.size_bytes)} for all rows"
+        if decision.folder
+        else f"teacher {name}: not cached, as {decision.reason}"
+        for name, decision in decisions.items()
+    ]
+
+
+@contextmanager
+def closing_caches(teachers: Mapping[str, Teacher]) -> Iterator[None]:
+    """Afterwards other processes may build what these teachers were building."""
+    try:
+        yield
+    finally:
+        for teacher in teachers.values():
+            if isinstance(teacher, CachedTeacher):
+                teacher.close()
