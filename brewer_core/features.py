@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from brewer_core.errors import AdaptorError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from brewer_core.sparse_logits import SparseLogits
 
 _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
     {
@@ -56,9 +58,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Feature:
-    """The tensors of one feature, and the names of their axes, such as `B L D`."""
+    """The tensors of one feature, and the names of their axes, such as `B L D`.
 
-    tensors: tuple[Tensor, ...]
+    Of a teacher's `logits`, `SparseLogits` may stand for a tensor: logits of which only some classes are kept.
+    """
+
+    tensors: tuple[Tensor | SparseLogits, ...]
     axes: str
 
 
@@ -96,16 +101,17 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
 
     def float(self) -> Features:
         """The same features with float16 and bfloat16 tensors in float32; others, float64 too, stay as they are."""
-        return self._each(
-            lambda t: t.float() if t is not None and t.is_floating_point() and t.element_size() < 4 else t
-        )
+        return self._each(lambda t: t.float() if t.is_floating_point() and t.element_size() < 4 else t)
 
     def to(self, device: torch.device) -> Features:
         """The same features on a device."""
-        return self._each(lambda t: t if t is None else t.to(device, non_blocking=True))
+        return self._each(lambda t: t.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Any], Any]) -> Features:
-        return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
+        def changed(feature: Feature) -> Feature:
+            return Feature(tuple(None if t is None else change(t) for t in feature.tensors), feature.axes)
+
+        return Features({name: changed(feature) for name, feature in self._features.items()})
 
     def joined(self, other: Features) -> Features:
         """These features and others; of one name the other's."""
@@ -116,7 +122,8 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         return Features({**self._features, **features})
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
-        return self._features[name].tensors
+        # a teacher's logits may be SparseLogits; only what compares logits asks for them, and it looks
+        return cast("tuple[Tensor, ...]", self._features[name].tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._features)
