@@ -44,6 +44,7 @@ EXAMPLES = [
             "how-to/interrupt-and-resume.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
+            "how-to/speed-sparse.md",
             "how-to/track-a-run.md",
         )
     ),

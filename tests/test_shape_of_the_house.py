@@ -27,7 +27,18 @@ BUILTINS = PLUGINS / "brewer-builtins" / "src" / "brewer_builtins"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),  # under everything
-    0: ("cache_folder", "data_utils", "features", "files", "fingerprints", "processes", "randomness", "stopping", "utils"),
+    0: (
+        "cache_folder",
+        "data_utils",
+        "features",
+        "files",
+        "fingerprints",
+        "processes",
+        "randomness",
+        "sparse_logits",
+        "stopping",
+        "utils",
+    ),
     1: ("components", "precision", "protocols"),
     2: ("batches", "captures", "config", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "plugins", "sharding", "teachers"),

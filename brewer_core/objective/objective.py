@@ -17,6 +17,7 @@ from brewer_core.objective.match_term import MatchTerm
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo, Needs, Step
 from brewer_core.registry import Registry
+from brewer_core.sparse_logits import Kept
 
 KD_TERM = "kd_loss"
 LABEL_TERM = "hard_label_loss"
@@ -120,6 +121,10 @@ class Objective(nn.Module):
         if callable(over):
             return float(over(counts))
         return float(getattr(counts, "rows" if over == "batch" else over))
+
+    def refuses_sparse(self, kept: Kept) -> list[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
+        return self.kd.refuses_sparse(kept) if self.kd else []
 
     def kd_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
         """The unweighted loss between the logits, where both sides have logits."""
