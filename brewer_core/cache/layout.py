@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from brewer_core.cache.format import CacheFormat, sizes_of_logits, whole
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import AdaptorError
 from brewer_core.features import Feature, Features
@@ -76,10 +77,12 @@ class Layout:
     """The features of a record, in order.
 
     padded_to: the L that they were computed at, where some feature could not be cut to a row's tokens; else None.
+    sizes: V of each head of the teacher's logits.
     """
 
     features: tuple[Kept, ...]
     padded_to: int | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def pieces(self) -> Iterator[Piece]:
@@ -105,7 +108,7 @@ class Layout:
             }
             for kept in self.features
         ]
-        return {"features": features, "padded_to": self.padded_to}
+        return {"features": features, "padded_to": self.padded_to, "sizes": list(self.sizes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Layout:
@@ -119,19 +122,21 @@ class Layout:
             )
             for each in value["features"]
         )
-        return cls(features, value["padded_to"])
+        return cls(features, value["padded_to"], tuple(value["sizes"]))
 
 
-def packed(features: Features, rows: Rows) -> tuple[Layout, list[bytes]]:
-    """How features lie in records, and the record of each row.
+def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list[bytes]]:
+    """How features lie in records in some form, and the record of each row.
 
     Raises AdaptorError for a feature that has not one entry a row.
     """
+    for name in given:
+        _check_by_row(name, given[name], len(rows))
+    features = form.applied(given, rows)
     kept, tensors, bound = [], list[Tensor | None](), False
     for name in features:
         axes, stated = features.axes(name), features.stated(name)
         own = [None if t is None else _by_row(name, t.detach().cpu(), len(rows)) for t in features[name]]
-        _check_by_row(name, own, len(rows))
         cut = stated and rows.length is not None and _padding_unread(name, features, rows)
         pieces = []
         for tensor in own:
@@ -141,7 +146,7 @@ def packed(features: Features, rows: Rows) -> tuple[Layout, list[bytes]]:
             pieces.append(None if tensor is None else Piece.of(tensor, [cut and each for each in by_token]))
         kept.append(Kept(name, axes, stated, tuple(pieces)))
         tensors += own
-    layout = Layout(tuple(kept), rows.length if bound else None)
+    layout = Layout(tuple(kept), rows.length if bound else None, sizes_of_logits(given))
     return layout, _records(layout, [t for t in tensors if t is not None], rows)
 
 
@@ -182,9 +187,9 @@ class Frame:
     def features(self) -> Features:
         """The features that were read."""
         tensors = iter(self._tensors)
-        return Features(
-            {kept.name: Feature(_with_gaps(kept, tensors), kept.axes, kept.stated) for kept in self._layout.features}
-        )
+        held = self._layout.features
+        read = Features({kept.name: Feature(_with_gaps(kept, tensors), kept.axes, kept.stated) for kept in held})
+        return whole(read, self._layout.sizes)
 
 
 def _with_gaps(kept: Kept, tensors: Iterator[Tensor]) -> Any:
@@ -258,7 +263,9 @@ def _by_token(tensor: Tensor, axes: str, length: int | None) -> list[bool]:
 
 def _padding_unread(name: str, features: Features, rows: Rows) -> bool:
     """Whether the adaptor's mask leaves out all that stands in the padding, so that nothing reads it."""
-    masks = [mask for mask in features.get(_MASKED_BY.get(name, "inputs_mask"), ()) if mask is not None]
+    masks = [
+        mask for mask in features.get(_MASKED_BY.get(name.partition("/")[0], "inputs_mask"), ()) if mask is not None
+    ]
     return bool(masks) and all(_within(mask, rows) for mask in masks)
 
 
@@ -280,7 +287,8 @@ def _by_row(name: str, tensor: Tensor, count: int) -> Tensor:
 
 def _check_by_row(name: str, tensors: Sequence[Tensor | None], count: int) -> None:
     for tensor in tensors:
-        if tensor is not None and (tensor.dim() == 0 or tensor.shape[0] != count):
+        for_all = name in _MASKS and tensor is not None and tensor.dim() == 2 and tensor.shape[0] == 1
+        if tensor is not None and not for_all and (tensor.dim() == 0 or tensor.shape[0] != count):
             raise AdaptorError(
                 f"the teacher's {name!r} of shape {tuple(tensor.shape)} has not one entry for each of {count} rows, so it cannot be "
                 'kept by row; let the adaptor return it by row, or train with the cache "off".'

@@ -109,7 +109,7 @@ class CachedTeacher:
             if read is not None:
                 return read
         answer = self.teacher.features(self._without_key(batch), needs)
-        layout, computed = packed(self.format.applied(chosen(answer, needs)), rows)
+        layout, computed = packed(chosen(answer, needs), rows, self.format)
         records = _kept(store, layout, rows, store.find(rows), computed)
         frame = Frame(layout, rows)
         frame.read(lambda row, buffers: copied(records[rows.keys[row]], buffers))

@@ -108,7 +108,7 @@ def _sized(settings: CacheConfig, folder: Path | None, asked: Asked, processes: 
 def estimated_bytes(form: CacheFormat, asked: Asked) -> int:
     """What the records of all rows take, worked out from the features of a few."""
     rows = rows_of(asked.batch, ignore=NOT_OF_THE_ROW)
-    layout, _ = packed(form.applied(chosen(asked.features, asked.needs)), rows)
+    layout, _ = packed(chosen(asked.features, asked.needs), rows, form)
     return sum(layout.size(length) for length in asked.rows.lengths)
 
 
