@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -20,6 +20,9 @@ from brewer_core.errors import RequestError
 from brewer_core.features import Features, features_read
 from brewer_core.fingerprints import changes, fingerprint
 from brewer_core.protocols import Batch, Teacher
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TEACHERS = "teachers"
 """The folder of teacher caches inside a cache folder."""
@@ -164,6 +167,13 @@ class CachedTeacher:
                 stacklevel=2,
             )
         self._passes, self._asked, self._found = self._passes + 1, 0, 0
+
+    def __enter__(self) -> Self:
+        """The teacher itself; it is closed when the context is left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Flush, and let other processes build. It may be asked again afterwards."""

@@ -7,9 +7,9 @@ large, and the run says so.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brewer_core.cache import CachedTeacher, CacheFormat, chosen, packed, readable
@@ -18,6 +18,7 @@ from brewer_core.cache_folder import cache_root
 from brewer_core.config.cache import CacheConfig
 from brewer_core.errors import AdaptorError, ConfigError, DataError
 from brewer_core.features import Features
+from brewer_core.learner import Learner
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText
@@ -76,6 +77,20 @@ def decided(assembly: Assembly, strategy: Strategy, asked: Asked) -> Decision:
     if against and settings.path != "auto":
         raise ConfigError([f"cache.path: teacher {asked.name!r} cannot be cached, as {against}"], "config")
     return Decision(None, against) if against else decision
+
+
+def check_form(
+    assembly: Assembly, path: str, learner: Learner, decisions: Mapping[str, Decision], asked: Sequence[Asked]
+) -> None:
+    """Raises ConfigError where the losses of a stage need more of the teachers' logits than the cache keeps. path: of its distillation."""
+    kept = CacheFormat(**assembly.config.cache.form).kept
+    logits = [each.features.first("logits") for each in asked if decisions[each.name].folder is not None]
+    sizes = {int(head.shape[-1]) for head in logits if head is not None}
+    if kept is None or not sizes:
+        return
+    refused = learner.strategy.refuses_sparse(learner.objective, replace(kept, size=max(sizes)))
+    if refused:
+        raise ConfigError([f"{path}.{problem}" for problem in refused], "config")
 
 
 def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:

@@ -28,7 +28,7 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
-from brewer_core.run.caching import Asked, cached, closing_caches, decided, notes
+from brewer_core.run.caching import Asked, cached, check_form, closing_caches, decided, notes
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.loading import TextLoader
@@ -170,6 +170,7 @@ def distill_lesson(
         for name, task in ((name, ref.task or "") for name, ref in refs.items())
     ]
     decisions = {each.name: decided(assembly, strategy, each) for each in asked}
+    check_form(assembly, f"{path}.distillation", learner, decisions, asked)
     teachers: dict[str, Teacher] = dict(live)
     if caching:
         teachers |= {
