@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,40 @@ _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3:
 _WITH_GAPS = ("hidden", "attention", "logits_mask")
 """Features of which single layers or heads may be None: such a layer cannot be read, and such a head has no mask."""
 
+_IN_LAYERS = ("hidden", "attention")
+"""The known features that have a tensor for each layer."""
+
+_OF_A_LAYER = re.compile(r"(?P<feature>[^:\[\]]+)\[(?P<layer>-?\d+)\]")
+"""The name of one layer of a feature; that of a capture, `module:PATH[2]`, is no such name."""
+
 _STACKED_RANK: Mapping[str, int] = MappingProxyType({"hidden": 4, "attention": 5})
 """The rank of all layers in one tensor, layers first."""
+
+
+def feature_of(name: str) -> str:
+    """The feature of a name in needs, which may name one layer of it: `hidden` of `hidden[3]` and of `hidden`."""
+    matched = _OF_A_LAYER.fullmatch(name)
+    return matched["feature"] if matched else name
+
+
+def features_read(needs: Collection[str]) -> frozenset[str]:
+    """The features that are read, whatever their layers."""
+    return frozenset(map(feature_of, needs))
+
+
+def layers_read(needs: Collection[str], feature: str) -> frozenset[int] | None:
+    """The layers of a feature that are read, counted from either end as in the names; None for all of them."""
+    if feature in needs:
+        return None
+    named = [matched for name in needs if (matched := _OF_A_LAYER.fullmatch(name)) and matched["feature"] == feature]
+    return frozenset(int(matched["layer"]) for matched in named)
+
+
+def names_of_layers(feature: str, layers: int | Sequence[int] | None) -> frozenset[str]:
+    """The names of single layers in needs; the feature's own where all are read, or where it is known to have no layers."""
+    if layers is None or (feature in _AXES and feature not in _IN_LAYERS):
+        return frozenset({feature})
+    return frozenset(f"{feature}[{layer}]" for layer in ([layers] if isinstance(layers, int) else layers))
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,18 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def _each(self, change: Callable[[Any], Any]) -> Features:
         return Features({n: Feature(tuple(map(change, f.tensors)), f.axes) for n, f in self._features.items()})
 
+    def only_read(self, needs: Collection[str]) -> Features:
+        """The same features, of `hidden` and `attention` only the layers that are named; None stands for each other one.
+
+        What is held of the others is free then, and layers count from either end as before.
+        """
+        read, kept = features_read(needs), dict(self._features)
+        for name in [name for name in _IN_LAYERS if name in kept]:
+            whole = kept.pop(name)
+            if name in read:
+                kept[name] = _with_layers(whole, layers_read(needs, name))
+        return Features(kept)
+
     def joined(self, other: Features) -> Features:
         """These features and others; of one name the other's."""
         return Features({**self._features, **other._features})
@@ -127,6 +172,14 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
     def __repr__(self) -> str:
         shapes = {name: [tuple(t.shape) for t in f.tensors if t is not None] for name, f in self._features.items()}
         return f"Features({shapes})"
+
+
+def _with_layers(feature: Feature, layers: frozenset[int] | None) -> Feature:
+    if layers is None:
+        return feature
+    count = len(feature.tensors)
+    kept = {layer % count for layer in layers if -count <= layer < count}
+    return Feature(tuple(t if i in kept else None for i, t in enumerate(feature.tensors)), feature.axes)  # type: ignore[misc]  # a gap
 
 
 def _is_given(name: str, value: Any) -> bool:

@@ -29,7 +29,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),  # under everything
     0: ("data_utils", "features", "files", "processes", "randomness", "stopping", "utils"),
     1: ("components", "precision", "protocols"),
-    2: ("batches", "captures", "config", "hookspecs", "registry"),
+    2: ("batches", "captures", "config", "depth", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "plugins", "row_keys", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),

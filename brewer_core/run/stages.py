@@ -21,7 +21,7 @@ from brewer_core.config.optimization import Optimization
 from brewer_core.config.run import TeacherRef
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import ConfigError
-from brewer_core.features import Features
+from brewer_core.features import Features, features_read
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
@@ -128,8 +128,11 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     _check_caching(assembly, stage, path)
     refs, adaptors = named_teachers(stage), assembly.adaptors(stage.student, stage.adaptors.student)
     needs = _needs(strategy, config, list(refs))
-    arguments = dict(student.forward_arguments(needs.student))
-    live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
+    asked = _asked_of_models(needs, stage.student, refs)
+    models = {name: assembly.model(name) for name in asked if name != stage.student} | {stage.student: student}
+    given = {name: models[name].forward_arguments(features) for name, features in asked.items()}
+    arguments = dict(given[stage.student])
+    live = {name: _live_teacher(assembly, stage, ref, given[ref.model]) for name, ref in refs.items()}
     samples = {
         task: move_to_device(few_rows(next(iter(sample)), stage.training), assembly.trying_device)
         for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
@@ -139,7 +142,7 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     infos = {
         name: ModelInfo.of(
             name,
-            live[name].features(samples[ref.task or ""], needs.teacher(name)),
+            live[name].features(samples[ref.task or ""], features_read(needs.teacher(name))),
             ref.weight,
             (ref.task,) if ref.task else (),
         )
@@ -337,24 +340,36 @@ def _check_caching(assembly: Assembly, stage: DistillStage, path: str) -> None:
 
 
 def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[str]) -> Needs:
-    """What the models must give: asked before the objective is there, which needs their widths."""
+    """What the models must give: asked before the objective is there, which needs the widths of all layers."""
     own = strategy.needs(Objective(None))
-    of_all = {"logits", *(match.feature for match in config.matches if match.teacher is None)}
+    logits = frozenset({"logits"})
+    of_all = {match.feature for match in config.matches if match.teacher is None}
+    of_all |= logits if config.kd_loss_weight else frozenset()
     by_teacher = {
         name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
         for i, name in enumerate(teachers)
     }
-    return Needs(own.student | of_all | {m.feature for m in config.matches}, own.every_teacher | of_all, by_teacher)
+    matched = {match.feature for match in config.matches}
+    return Needs(own.student | logits | matched, own.every_teacher | of_all, by_teacher)
 
 
-def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: frozenset[str]) -> LiveTeacher:
-    loaded = assembly.model(ref.model)
+def _asked_of_models(needs: Needs, student: str, teachers: Mapping[str, TeacherRef]) -> dict[str, frozenset[str]]:
+    """The features that each model is asked for, by its name: one that stands for several teachers for those of all."""
+    asked = {student: features_read(needs.student)}
+    for name, ref in teachers.items():
+        asked[ref.model] = asked.get(ref.model, frozenset()) | features_read(needs.teacher(name))
+    return asked
+
+
+def _live_teacher(
+    assembly: Assembly, stage: DistillStage, ref: TeacherRef, arguments: Mapping[str, Any]
+) -> LiveTeacher:
     return LiveTeacher(
-        assembly.placed(loaded.model, "teachers"),
+        assembly.placed(assembly.model(ref.model).model, "teachers"),
         assembly.adaptors(ref.model, ref.adaptor or stage.adaptors.teacher)[ref.task or ""],
         assembly.device,
         precision=assembly.config.precision,
-        arguments=loaded.forward_arguments(needs),
+        arguments=arguments,
         model_inputs=model_inputs,
     )
 
