@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from brewer_builtins.strategies import General
 from brewer_core import DistillationConfig, Features, default_registry
+from brewer_core.engine import Duration, Engine
+from brewer_core.learner import Learner
 from brewer_core.objective import Objective
-from brewer_core.protocols import Step
+from brewer_core.protocols import Needs, Step
 from brewer_core.teachers import LiveTeacher
-from tiny import Tiny, adaptor, batches, table
+from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 
 CPU = torch.device("cpu")
 LAYERS = 6
@@ -270,3 +274,31 @@ def test_a_match_alone_runs_the_teacher_to_its_layer_with_the_same_loss() -> Non
         ran.append(model.ran)
     assert losses[0] == losses[1] == losses[2]
     assert ran == [4, 6, 2]  # the second of them whole, and to layer 2 as a trial
+
+
+class ReadsAll(General):
+    """As the strategy `general`, and it says that it reads all of the teacher."""
+
+    def needs(self, objective: Any) -> Needs:
+        told = super().needs(objective)
+        return replace(told, every_teacher=told.every_teacher | {"hidden", "logits"})
+
+
+def test_training_is_the_same_whether_the_teacher_stops_or_not() -> None:
+    matches = [
+        {"layer_T": 2, "layer_S": -2, "feature": "hidden", "loss": "hidden_mse", "weight": 1},
+        {"layer_T": [0, 1], "layer_S": [0, 1], "feature": "hidden", "loss": "fsp", "weight": 0.5},
+    ]
+    config = DistillationConfig(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=matches)
+    trained, ran = [], []
+    for strategy in (General(), ReadsAll()):
+        student, teacher = Tiny(8, 2, seed=2), Bare()
+        adapt = CountingAdaptor("row_logits", "hidden", "losses", "mask")
+        learner = Learner(student, adapt, Objective.from_config(config, default_registry()), strategy)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=0.01, weight_decay=0.1)
+        teachers = {"teacher": LiveTeacher(teacher, adapt, CPU)}
+        Engine(learner, optimizer, device=CPU, teachers=teachers).train(batches(table(), [8] * 5), Duration(epochs=1))
+        trained.append(weights(student))
+        ran.append(teacher.ran)
+    assert_same(trained[0], trained[1])
+    assert ran == [4 + 5 * 2, 5 * 4]
