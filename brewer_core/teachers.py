@@ -50,15 +50,15 @@ class LiveTeacher:
         """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
 
         Of `hidden` and `attention` the layers in needs, in their places; and where needs name single layers and no logits, only
-        what is in needs, for which the model runs no further than it has to.
+        what is in needs, for which the model runs no further than it has to. Without any needs all that there is.
         Outputs that the batch itself holds, under `teacher_cache` beside `teacher` and `student`, stand for the model's.
         """
         own = move_to_device(side(batch, "teacher"), self.device)
         outputs = self._brought_along(batch, needs)
         with evaluating(self.model), torch.no_grad(), autocast(self.precision, self.device):
-            if outputs is not None:
-                return self._adapted(own, outputs).only_read(needs)
-            return self._depth(needs, lambda: self._run(own, needs)).only_read(needs)
+            brought = None if outputs is None else self._adapted(own, outputs)
+            found = brought if brought is not None else self._depth(needs, lambda: self._run(own, needs))
+        return found.only_read(needs) if needs else found
 
     def _run(self, own: Batch, needs: frozenset[str]) -> Features:
         with capturing(self.model, needs, "teacher") as capture:

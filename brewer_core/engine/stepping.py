@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brewer_core.batches import move_to_device, rows
+from brewer_core.engine.ahead import answered, side_of
 from brewer_core.engine.feeding import MicroBatch
 from brewer_core.engine.figures import Part, told
 from brewer_core.engine.finite import Seen
@@ -46,6 +47,8 @@ class Gradients:
         self._learner, self._running, self._trained = learner, running, trained
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
         self._settings, self._processes, self._device = settings, processes, device
+        beside = settings.teachers_beside and bool(teachers) and not isinstance(running, Divided)
+        self._side = side_of(device) if beside else None
         self.halving = Halving(device, settings.parts, in_step=isinstance(running, Divided))
 
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
@@ -103,9 +106,13 @@ class Gradients:
     ) -> list[Seen]:
         """Forward and backward of a step's micro-batches."""
         recorded: list[Seen] = []
-        for number, ((task, batch), shares) in enumerate(weighed, 1):
+        asked = answered(
+            enumerate(weighed, 1), lambda each: self._ask(*each[1][0]), self._side, at_hand=isinstance(weighed, list)
+        )
+        for (number, ((task, batch), shares)), answers in asked:
             with self._running.accumulating(last=number == count):
-                losses = self._running(task, batch, self._ask(task, batch), step)
+                losses = self._running(task, batch, answers, step)
+                del answers  # what no gradient needs of them is free before the next are there
                 total, seen = self._total(losses, weights, shares, count)
                 scale = self._running.averaged
                 self._scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -141,7 +148,7 @@ class Gradients:
             return ((batch, None) for batch, _ in ready)
         step = of_all(self._processes, [own for _, own in ready if own is not None])
         by_items = self._settings.loss_normalization == "step"
-        return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None)
+        return [(batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None]
 
     def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[MicroBatch, Counted | None]:
         """A micro-batch on the device, and its items: read where it came from, not off the device, if that is the same."""

@@ -49,6 +49,7 @@ class Lesson:
     """What a stage trains: a learner, on batches, with teachers.
 
     loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
+    taught_by: the modules of its teachers.
     """
 
     learner: Learner
@@ -56,6 +57,7 @@ class Lesson:
     loader: Any
     training: Optimization
     adaptors: Mapping[str, Callable[..., Any]]
+    taught_by: tuple[nn.Module, ...] = ()
 
     @property
     def duration(self) -> Duration:
@@ -169,7 +171,14 @@ def distill_lesson(assembly: Assembly, stage: DistillStage, path: str, student: 
     teachers: dict[str, Teacher] = dict(live)
     if config.is_caching_logits:
         teachers = {name: RememberingTeacher(teacher) for name, teacher in live.items()}
-    return Lesson(learner, teachers, loaders if strategy.several_tasks else loaders[first], stage.training, adaptors)
+    return Lesson(
+        learner,
+        teachers,
+        loaders if strategy.several_tasks else loaders[first],
+        stage.training,
+        adaptors,
+        tuple(teacher.model for teacher in live.values()),
+    )
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
@@ -231,7 +240,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if training.checkpoint_every_steps else None,
     )
-    modes, stopwatch = training_modes(lesson.learner.student, training), Stopwatch()
+    modes, stopwatch = training_modes(lesson.learner.student, training, teachers=lesson.taught_by), Stopwatch()
     with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device), modes:
         lesson.learner.train()
         engine = Engine(
@@ -297,6 +306,7 @@ def _settings(assembly: Assembly, lesson: Lesson, stop: StopRequest) -> Settings
         on_nonfinite=training.on_nonfinite,
         nonfinite_limit=training.nonfinite_limit,
         split_when_full=training.batch_size == "auto",
+        teachers_beside="teachers" not in assembly.config.fsdp and training.compile != "cudagraphs",
         name_rows=assembly.named_rows,
     )
 
