@@ -23,8 +23,8 @@ from brewer_core import (
     TrainingConfig,
 )
 from brewer_core.cache import CachedTeacher
-from brewer_core.errors import AdaptorError, BrewerError, DataError
 from brewer_core.cache.rows import rows_of
+from brewer_core.errors import AdaptorError, BrewerError, DataError
 from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 16]}

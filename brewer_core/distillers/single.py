@@ -44,7 +44,8 @@ class BasicDistiller(Trains):
 
     train_config: general settings. distill_config: the terms of the loss. model_T, model_S: teacher and student; the
     student is trained in place.
-    In the place of a teacher's model a Teacher may stand, such as a CachedTeacher; its adaptor is None then. adaptor_T, adaptor_S: turn (batch, model outputs) into features.
+    In the place of a teacher's model a Teacher may stand, such as a CachedTeacher; its adaptor is None then.
+    adaptor_T, adaptor_S: turn (batch, model outputs) into features.
     registry: where components are looked up; the default one if None.
     strategy: who teaches what, by name, as `{"name": ..., options}`, or as a Strategy.
     Raises ConfigError where the distillation config names what does not exist.
