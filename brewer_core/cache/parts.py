@@ -159,6 +159,9 @@ class OpenFiles:
         file.seek(at)
         return sum(file.readinto(buffer) or 0 for buffer in buffers)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close them all."""
         while self._open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -89,6 +90,7 @@ class CachedTeacher:
         self._identified, self._identity = _Identity(teacher), ""
         self._by_needs: dict[frozenset[str], Store] = {}
         self._asked = self._found = self._passes = 0
+        weakref.finalize(self, _close_all, self._stores)  # also where nobody closes it, and at the end of the process
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of the teacher's part of a batch; quickest on the CPU, before the batch moves to a device."""
@@ -180,9 +182,8 @@ class CachedTeacher:
         self._close()
 
     def _close(self) -> None:
-        for store in self._stores.values():
-            store.close()
-        self._stores, self._by_needs = {}, {}
+        _close_all(self._stores)
+        self._by_needs = {}
 
     def _without_key(self, batch: Batch) -> Batch:
         if not two_sided(batch):
@@ -204,6 +205,12 @@ def _kept(
                 new[key] = record
     store.keep(layout, list(new), list(new.values()))
     return records
+
+
+def _close_all(stores: dict[str, Store]) -> None:
+    """Close stores, and have none."""
+    while stores:
+        stores.popitem()[1].close()
 
 
 def chosen(features: Features, needs: frozenset[str]) -> Features:
