@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from brewer_builtins.strategies import General
 from brewer_core import DistillationConfig, Features, default_registry
+from brewer_core.config import parse_run_config
 from brewer_core.engine import Duration, Engine
 from brewer_core.learner import Learner
 from brewer_core.objective import Objective
 from brewer_core.protocols import Needs, Step
+from brewer_core.run.assembly import Assembly
+from brewer_core.run.stages import distill_lesson
 from brewer_core.teachers import LiveTeacher
+from runs import bert, distill, document, films
 from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 
 CPU = torch.device("cpu")
@@ -323,3 +328,25 @@ def test_training_is_the_same_whether_the_teacher_stops_or_not() -> None:
         ran.append(teacher.ran)
     assert_same(trained[0], trained[1])
     assert ran == [4 + 5 * 2, 5 * 4]
+
+
+def test_in_a_run_a_teacher_whose_logits_are_not_read_runs_to_the_layer_of_its_match(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    films(tmp_path)
+    match = {"layer_T": 1, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": "linear"}
+    stage = distill(distillation={"kd_loss_weight": 0, "intermediate_matches": [match]})
+    models = {"teacher": bert(16, LAYERS), "student": bert(8, 1)}
+    config, registry = document(models=models, stages=[stage]), default_registry()
+    assembly = Assembly(parse_run_config(config, "config.json", registry), tmp_path, registry, CPU)
+    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"))
+    batch, read = next(iter(lesson.loader)), lesson.learner.needs.teacher("teacher")
+    ran, losses = {}, {}
+    for needs in (read, read | {"logits"}):
+        for _ in range(2):
+            with layers_that_run(assembly.model("teacher").model) as ran[needs]:
+                answers = {"teacher": lesson.teachers["teacher"].features(batch, needs)}
+        losses[needs] = lesson.learner.eval()("", batch, answers, Step(0, 1))
+    assert list(ran.values()) == [[0], list(range(LAYERS))]
+    assert losses[read]["kd_loss"].item() == 0
+    assert_same(losses[read], losses[read | {"logits"}])
+    assert assembly.model("teacher").model.config._attn_implementation == "sdpa"
