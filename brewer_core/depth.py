@@ -32,7 +32,7 @@ class Depth:
     """Runs a model no further than the highest layer that is read of it, where its logits are not.
 
     The first time that something is read it runs whole, and once more with its list of layers cut short. Where the layers that
-    are read are the same in both, it is cut short for them from then on; the last hidden state of most decoders is normed, so
+    are read are the same in both, it is cut short for them; the last hidden state of most decoders is normed, so
     one layer more has to run. It goes on running whole where they differ, where it has not one list of layers alone, where it
     is sharded, and where more is read than single layers, such as what a module returns.
     """
@@ -47,37 +47,43 @@ class Depth:
         answer: runs the model as it is, without gradient.
         """
         if needs not in self._known:
-            whole = answer()
-            self._known[needs] = self._enough(needs, whole, answer)
-            return whole
+            self._known[needs], features = self._tried(needs, answer(), answer)
+            return features
         enough = self._known[needs]
         return answer() if enough is None else _shortened(enough, needs, answer)
 
-    def _enough(self, needs: frozenset[str], whole: Features, answer: Callable[[], Features]) -> _Enough | None:
-        """How far the model has to run for the same layers; None where it has to run whole."""
+    def _tried(
+        self, needs: frozenset[str], whole: Features, answer: Callable[[], Features]
+    ) -> tuple[_Enough | None, Features]:
+        """How far the model has to run for the same layers, None for all of it; and what it gives then."""
+        for enough in self._candidates(needs, whole):
+            short = self._attempt(enough, needs, answer)
+            if short is not None and _agree(enough, needs, whole, short):
+                return enough, short  # as for all batches to come: a training may go on at any of them
+        return None, whole
+
+    def _candidates(self, needs: frozenset[str], whole: Features) -> Iterator[_Enough]:
         read = _read_places(needs, whole)
         if not read or _is_sharded(self._model):
-            return None
+            return
         places = {name: len(whole[name]) for name in read}
         layers = _list_of_layers(self._model, places)
         if layers is None:
-            return None
+            return
         # Where there is one place more than there are layers, the first is that of the embeddings.
         least = max(max(indices) + (places[name] == len(layers)) for name, indices in read.items())
-        candidates = (_Enough(layers, count, read, places) for count in range(least, min(least + 2, len(layers))))
-        return next((enough for enough in candidates if self._agrees(enough, needs, whole, answer)), None)
+        yield from (_Enough(layers, count, read, places) for count in range(least, min(least + 2, len(layers))))
 
-    def _agrees(self, enough: _Enough, needs: frozenset[str], whole: Features, answer: Callable[[], Features]) -> bool:
+    def _attempt(self, enough: _Enough, needs: frozenset[str], answer: Callable[[], Features]) -> Features | None:
         import torch
 
         device = next(self._model.parameters(), torch.empty(0)).device
         try:
             # What a model draws, it would draw once more than without this trial.
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                short = _shortened(enough, needs, answer)
+                return _shortened(enough, needs, answer)
         except Exception:  # whatever the model or the adaptor raises for want of the last layers
-            return False
-        return all(_same(each, short, name, enough.read.get(name)) for name, each in _items(whole, needs))
+            return None
 
 
 def _shortened(enough: _Enough, needs: frozenset[str], answer: Callable[[], Features]) -> Features:
@@ -93,7 +99,7 @@ def _shortened(enough: _Enough, needs: frozenset[str], answer: Callable[[], Feat
 
 def _items(features: Features, needs: frozenset[str]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
     """The features that are read, as far as there are any."""
-    return ((name, features[name]) for name in features_read(needs) if name in features)
+    return ((name, features[name]) for name in sorted(features_read(needs)) if name in features)
 
 
 def _read_places(needs: frozenset[str], whole: Features) -> dict[str, frozenset[int]] | None:
@@ -135,11 +141,15 @@ def _cut(layers: nn.ModuleList, count: int) -> Iterator[None]:
         layers._modules = whole
 
 
-def _same(whole: tuple[Tensor | None, ...], short: Features, name: str, read: frozenset[int] | None) -> bool:
-    """Whether a feature is the same in both runs, in the places that are read; all if None."""
-    others = short.get(name, ())
+def _agree(enough: _Enough, needs: frozenset[str], whole: Features, short: Features) -> bool:
+    """Whether what is read is the same in both runs."""
+    return all(_same(each, short.get(name, ()), enough.read.get(name)) for name, each in _items(whole, needs))
+
+
+def _same(whole: tuple[Tensor | None, ...], short: tuple[Tensor | None, ...], read: frozenset[int] | None) -> bool:
+    """Whether a feature is the same in the places that are read; all if None."""
     places = range(len(whole)) if read is None else read
-    return len(whole) == len(others) and all(_equal(whole[place], others[place]) for place in places)
+    return len(whole) == len(short) and all(_equal(whole[place], short[place]) for place in places)
 
 
 def _equal(tensor: Tensor | None, other: Tensor | None) -> bool:
