@@ -73,7 +73,8 @@ class Store:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
         self.damaged = 0
-        self._builder, self._lock = builder, None if shares_lock else FileLock(folder / LOCK)
+        self._builder, self._lock = builder, None if shares_lock else FileLock(folder / LOCK, is_singleton=True)
+        self._builds = False
         self._index, self._files = Index(), OpenFiles()
         self._parts: list[Part] = []
         self._known: set[str] = set()
@@ -187,20 +188,22 @@ class Store:
         """Flush, and let others build."""
         self.flush()
         self._files.close()
-        if self._lock is not None:
+        if self._lock is not None and self._builds:
             self._lock.release()
+            self._builds = False
 
     def _has_lock(self) -> bool:
-        if self._lock is None or self._lock.is_locked:
+        if self._lock is None or self._builds:
             return True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            self._builds = True
         except Timeout:
             self._close_to("another process is building it")
         except OSError as error:
             self._close_to(f"{self.folder} cannot be written: {system_reason(error) or error}")
-        return self._lock.is_locked
+        return self._builds
 
     def _close_to(self, reason: str) -> None:
         self._closed_to = reason
