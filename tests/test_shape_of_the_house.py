@@ -27,7 +27,7 @@ BUILTINS = PLUGINS / "brewer-builtins" / "src" / "brewer_builtins"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),  # under everything
-    0: ("data_utils", "features", "files", "processes", "randomness", "stopping", "utils"),
+    0: ("cache_folder", "data_utils", "features", "files", "processes", "randomness", "stopping", "utils"),
     1: ("components", "precision", "protocols"),
     2: ("batches", "captures", "config", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "plugins", "row_keys", "sharding", "teachers"),
