@@ -30,7 +30,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: ("cache_folder", "data_utils", "features", "files", "processes", "randomness", "stopping", "utils"),
     1: ("components", "precision", "protocols"),
     2: ("batches", "captures", "config", "hookspecs", "registry"),
-    3: ("checkpoints", "objective", "plugins", "row_keys", "sharding", "teachers"),
+    3: ("checkpoints", "objective", "packing", "plugins", "row_keys", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),
     6: ("distillers", "migration", "presets", "run"),
