@@ -28,6 +28,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Roberta": ("ForTokenClassification", {"pad_token_id": 1}, {"causal": False, "first_position": 2}),
     "Llama": ("ForCausalLM", {}, {"causal": True}),
     "Qwen2": ("ForCausalLM", {"num_key_value_heads": 1}, {"causal": True}),
+    "Gemma": ("ForCausalLM", {"num_key_value_heads": 1, "head_dim": 16}, {"causal": True}),
+    "DistilBert": (
+        "ForTokenClassification",
+        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 37},
+        {"causal": False},
+    ),
+    "GPT2": ("LMHeadModel", {"bos_token_id": 1, "eos_token_id": 2}, {"causal": True}),
 }
 
 
@@ -137,6 +144,9 @@ def refusal(make: Callable[[], object]) -> str:
 
 
 def test_a_model_that_gives_other_values_is_refused() -> None:
+    windows = {"global_attn_every_n_layers": 2, "local_attention": 4, "pad_token_id": 1}
+    of_windows = transformers.ModernBertForTokenClassification(transformers.ModernBertConfig(**SIZES, **windows))
+    assert "up to" in refusal(lambda: packed(of_windows, batch(), causal=False, row_tokens=14))
     text = refusal(lambda: packed(model("Bert"), batch(), causal=True))
     assert text.startswith("BertForTokenClassification cannot be packed: its logits are up to ")
     assert text.endswith(
