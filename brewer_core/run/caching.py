@@ -6,6 +6,7 @@ large, and the run says so.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,8 +111,10 @@ def _sized(settings: CacheConfig, folder: Path | None, asked: Asked, processes: 
     except (AdaptorError, DataError) as error:
         return Decision(folder, str(error).rstrip("."))
     assert folder is not None
-    limit = settings.limit_gb * 1e9
-    free = processes.of_first(lambda: shutil.disk_usage(_there(folder)).free)
+    limit, there = settings.limit_gb * 1e9, _there(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Decision(folder, f"{there} is no folder that can be written")
+    free = processes.of_first(lambda: shutil.disk_usage(there).free)
     room = free * _SHARE_OF_DISK if settings.path == "auto" else free
     if size_bytes > limit:
         return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
