@@ -231,6 +231,7 @@ def test_augmented_rows_are_not_cached_by_themselves(said: Any) -> None:
     assert "no cache of teacher, as its rows are augmented, and new in every pass\n" in error
 
 
+@pytest.mark.filterwarnings("default")  # tokens cannot be kept there either
 def test_a_folder_that_cannot_be_written_is_refused_where_it_is_named_and_left_out_otherwise(
     said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
