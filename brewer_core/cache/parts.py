@@ -25,6 +25,8 @@ from brewer_core.errors import DataError
 from brewer_core.files import write_whole
 
 SUFFIX = ".safetensors"
+INDEX_BYTES = KEY_BYTES + 8 + 4 + 8
+"""What a part holds of each row beside its record."""
 _INDEX = ("keys", "places", "tokens", "checksums")
 _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "I32": numpy.int32, "U64": numpy.uint64}
 

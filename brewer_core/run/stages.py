@@ -28,7 +28,7 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
-from brewer_core.run.caching import Asked, cached, closing_caches, decided, notes
+from brewer_core.run.caching import Asked, Decision, cached, closing_caches, decided, notes
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.loading import TextLoader
@@ -49,7 +49,7 @@ class Lesson:
     """What a stage trains: a learner, on batches, with teachers.
 
     loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks. notes: what is said of it
-    when it begins.
+    when it begins. asked, decisions: what is asked of each teacher, and whether it is cached.
     """
 
     learner: Learner
@@ -58,6 +58,8 @@ class Lesson:
     training: Optimization
     adaptors: Mapping[str, Callable[..., Any]]
     notes: Sequence[str] = ()
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
     @property
     def duration(self) -> Duration:
@@ -165,18 +167,26 @@ def distill_lesson(
         arguments=arguments,
         model_inputs=model_inputs,
     )
-    asked = [
-        Asked(name, live[name], learner.needs.teacher(name), samples[task], answers[name], sets[task])
+    asked = {
+        name: Asked(
+            name,
+            live[name],
+            learner.needs.teacher(name),
+            samples[task],
+            answers[name],
+            sets[task],
+            task if strategy.several_tasks else "",
+        )
         for name, task in ((name, ref.task or "") for name, ref in refs.items())
-    ]
-    decisions = {each.name: decided(assembly, strategy, each) for each in asked}
+    }
+    decisions = {name: decided(assembly, strategy, each) for name, each in asked.items()}
     teachers: dict[str, Teacher] = dict(live)
     if caching:
         teachers |= {
-            each.name: cached(assembly, decisions[each.name], each) for each in asked if decisions[each.name].folder
+            name: cached(assembly, decisions[name], each) for name, each in asked.items() if decisions[name].folder
         }
     loader = loaders if strategy.several_tasks else loaders[first]
-    return Lesson(learner, teachers, loader, stage.training, adaptors, notes(decisions))
+    return Lesson(learner, teachers, loader, stage.training, adaptors, notes(decisions), asked, decisions)
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
