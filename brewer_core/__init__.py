@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from brewer_core.protocols import Task as Task
     from brewer_core.registry import Registry as Registry
     from brewer_core.run import run_config as run_config
+    from brewer_core.sparse_logits import Kept as Kept
+    from brewer_core.sparse_logits import SparseLogits as SparseLogits
     from brewer_core.utils import cycle as cycle
 
 __version__ = "0.1.0"
@@ -97,6 +99,7 @@ _HOMES = {
     "protocols": ("Draws", "LoadedModel", "ModelInfo", "Needs", "Objective", "Step", "Strategy", "Task"),
     "registry": ("Registry",),
     "run": ("run_config",),
+    "sparse_logits": ("Kept", "SparseLogits"),
     "utils": ("cycle",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

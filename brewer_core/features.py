@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from brewer_core.errors import AdaptorError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from brewer_core.sparse_logits import SparseLogits
 
 _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
     {
@@ -92,9 +94,10 @@ class Feature:
     """The tensors of one feature, and the names of their axes, such as `B L D`.
 
     stated: whether the axes are known by the feature's name or stated with it, and not guessed from the rank.
+    Of a teacher's `logits`, `SparseLogits` may stand for a tensor: logits of which only some classes are kept.
     """
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor | SparseLogits, ...]
     axes: str
     stated: bool = True
 
@@ -137,16 +140,17 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
 
     def float(self) -> Features:
         """The same features with float16 and bfloat16 tensors in float32; others, float64 too, stay as they are."""
-        return self._each(
-            lambda t: t.float() if t is not None and t.is_floating_point() and t.element_size() < 4 else t
-        )
+        return self._each(lambda t: t.float() if t.is_floating_point() and t.element_size() < 4 else t)
 
     def to(self, device: torch.device) -> Features:
         """The same features on a device."""
-        return self._each(lambda t: t if t is None else t.to(device, non_blocking=True))
+        return self._each(lambda t: t.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Any], Any]) -> Features:
-        return Features({n: replace(f, tensors=tuple(map(change, f.tensors))) for n, f in self._features.items()})
+        def changed(feature: Feature) -> Feature:
+            return replace(feature, tensors=tuple(None if t is None else change(t) for t in feature.tensors))
+
+        return Features({name: changed(feature) for name, feature in self._features.items()})
 
     def only_read(self, needs: Collection[str]) -> Features:
         """The same features, of `hidden` and `attention` only the layers that are named; None stands for each other one.
@@ -174,7 +178,8 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         return Features({**self._features, **features})
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
-        return self._features[name].tensors
+        # a teacher's logits may be SparseLogits; only what compares logits asks for them, and it looks
+        return cast("tuple[Tensor, ...]", self._features[name].tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._features)

@@ -279,7 +279,8 @@ def _is_own(value: Any, function: types.FunctionType) -> bool:
 
 
 def _named(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    """A class by its name; not by its module, which is `__main__` in a script and another name where that is imported."""
+    return kind.__qualname__
 
 
 def _listed(slots: str | Iterable[str]) -> list[str]:

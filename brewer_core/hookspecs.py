@@ -46,6 +46,7 @@ def brewer_kd_losses() -> Mapping[str, KDLoss]:  # type: ignore[empty-body]  # a
 
     Called with (student_logits [N, V], teacher_logits [N, V], temperature: float or Tensor [N]); may name `mask`, `labels`,
     `progress`. With `mask` the logits come whole, [B, L, V], and the mask as bool [B, L]. Returns a scalar mean.
+    Declared `@component(sparse=True)`, teacher_logits may be `SparseLogits`: those of which a cache keeps some classes.
     A stateful loss is an `nn.Module` class: options in `__init__`, inputs in `forward`.
 
     Example:
@@ -151,6 +152,7 @@ def brewer_temperature_schedulers() -> Mapping[str, TemperatureScheduler]:  # ty
 
     Called with (student_logits, teacher_logits, base_temperature), all detached; may name `progress`, `mask`. Returns a float,
     or a Tensor [N] with a temperature for each position.
+    Declared `@component(sparse=True)`, teacher_logits may be `SparseLogits`: those of which a cache keeps some classes.
 
     Example:
         The whole of a plugin::

@@ -12,6 +12,8 @@ from brewer_core.features import Counts, Features
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from brewer_core.sparse_logits import Kept
+
 Batch: TypeAlias = Any
 """Whatever a loader yields: a tuple, a list, a mapping, a tensor."""
 
@@ -198,6 +200,10 @@ class Objective(Protocol):
         """The sum of the student's own losses, those on hard labels among them."""
         ...
 
+    def refuses_sparse(self, kept: Kept) -> Sequence[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
+        ...
+
 
 class Strategy:
     """Who teaches what, batch by batch. Subclass it, with keyword-only options in `__init__`; only `terms` is required.
@@ -216,6 +222,13 @@ class Strategy:
         """What the strategy itself trains, if anything; it joins the learner."""
         del student, teachers
         return None
+
+    def refuses_sparse(self, objective: Objective, kept: Kept) -> Sequence[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each with the key that it is about.
+
+        Asked after `build`, where a cache keeps them so. A strategy that reads logits itself adds what it has against it.
+        """
+        return objective.refuses_sparse(kept)
 
     def batches(self, loaders: Any, generator: Draws) -> Iterator[tuple[str, Batch]]:
         """The batches in order, each as (task, batch).

@@ -12,6 +12,7 @@ from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, side, teacher_cache
 from brewer_core.captures import PREFIX, capturing
+from brewer_core.depth import Depth
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
 from brewer_core.fingerprints import changes, fingerprint
@@ -46,20 +47,29 @@ class LiveTeacher:
         self.position = position
         self._changes: tuple[tuple[int, int, int], ...] | None = None
         self._identity = ""
+        self._depth = Depth(self.model)
 
     def features(self, batch: Batch, needs: frozenset[str]) -> Features:
         """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
 
+        Of `hidden` and `attention` the layers in needs, in their places; and where needs name single layers and no logits, only
+        what is in needs, for which the model runs no further than it has to. Without any needs all that there is.
         Outputs that the batch itself holds, under `teacher_cache` beside `teacher` and `student`, stand for the model's.
         """
         own = move_to_device(side(batch, "teacher"), self.device)
         outputs = self._brought_along(batch, needs)
         with evaluating(self.model), torch.no_grad(), autocast(self.precision, self.device):
-            if outputs is not None:
-                return Features.of(self.adaptor(own, outputs), "the teacher's adaptor")
-            with capturing(self.model, needs, "teacher") as capture:
-                outputs = call_model(self.model, self.model_inputs(own), self.arguments)
-            return capture.added_to(Features.of(self.adaptor(own, outputs), "the teacher's adaptor"))
+            brought = None if outputs is None else self._adapted(own, outputs)
+            found = brought if brought is not None else self._depth(needs, lambda: self._run(own, needs))
+        return found.only_read(needs) if needs else found
+
+    def _run(self, own: Batch, needs: frozenset[str]) -> Features:
+        with capturing(self.model, needs, "teacher") as capture:
+            outputs = call_model(self.model, self.model_inputs(own), self.arguments)
+        return capture.added_to(self._adapted(own, outputs))
+
+    def _adapted(self, own: Batch, outputs: Any) -> Features:
+        return Features.of(self.adaptor(own, outputs), "the teacher's adaptor")
 
     def identity(self) -> str:
         """A hash of the model's weights and code, the adaptor and its options, the precision, and what each call is given."""

@@ -20,7 +20,8 @@ from filelock import FileLock
 from brewer_core.cache import CacheFormat, chosen
 from brewer_core.cache.folders import Entry, entries, fidelity_of, laid_out, verify
 from brewer_core.cache.parts import OpenFiles, read_part
-from brewer_core.config import parse_run_config
+from brewer_core.cache.rows import rows_of
+from brewer_core.config import DistillStage, parse_run_config
 from brewer_core.errors import Stopped
 from brewer_core.listeners import Listener
 from brewer_core.plugins import default_registry
@@ -104,7 +105,7 @@ def test_a_cache_is_listed_with_what_it_is_of(folder: Path, capsys: pytest.Captu
     (row,) = json.loads(capsys.readouterr().out)
 
     assert row["teacher"]["model"] == "BertForSequenceClassification"
-    assert row["reads"] == ["hidden", "inputs_mask", "logits", "logits_mask"]
+    assert row["reads"] == ["hidden[2]", "inputs_mask", "logits", "logits_mask"]
     assert row["format"] == {"floats": "float32", "top_k": None, "samples": None}
     assert (row["rows"], row["parts"], row["state"], row["problems"]) == (ROWS, 1, "whole", [])
     assert row["bytes"] == sum(len(held) for held in tree(folder / "cache").values())
@@ -152,10 +153,9 @@ def test_the_layout_of_a_cache_is_shown_feature_by_feature(folder: Path, capsys:
 
     assert (layout["rows"], layout["padded_to"]) == (ROWS, None)
     assert sizes["logits"] == ROWS * 2 * 4
-    tokens = sum(map(int, read_part(part_of(folder)).tokens))
     hidden = next(feature for feature in layout["features"] if feature["name"] == "hidden")
     layers = [piece for piece in hidden["pieces"] if piece is not None]
-    assert sizes["hidden"] == tokens * 16 * 4 * len(layers)
+    assert sizes["hidden"] == sizes["inputs_mask"] * 16 * 4 * len(layers)  # a byte of the mask for each token
     assert layers[0] == {"dtype": "float32", "dims": [None, 16]}
     assert (
         sum(sizes.values()) == layout["bytes"] == sum(len(held or b"") for held in records(folder / "cache").values())
@@ -403,7 +403,7 @@ def test_an_estimate_comes_first_and_alone_on_request(fresh: Path, capsys: pytes
     assert captured.out == f"distil: teacher teacher: cache {told[2][:12]} has all 28 rows\n"
     assert only(fresh).id == told[2]
     (laid,) = laid_out(only(fresh))
-    assert float(told[1]) == pytest.approx((laid.size_bytes + 36 * ROWS) / 1000, rel=0.01)
+    assert float(told[1]) == pytest.approx((laid.size_bytes + 32 * ROWS) / 1000, rel=0.01)
     assert fidelity_of(only(fresh)) is None
 
 
@@ -508,7 +508,7 @@ def test_each_distill_stage_has_its_caches_built(fresh: Path, capsys: pytest.Cap
     built = {tuple(entry.about["reads"]): entry.rows for entry in entries(fresh / "cache")}
     assert built == {
         ("inputs_mask", "logits", "logits_mask"): ROWS,
-        ("attention", "inputs_mask", "logits", "logits_mask"): ROWS,
+        ("attention[1]", "inputs_mask", "logits", "logits_mask"): ROWS,
     }
     before = sorted((fresh / "cache").rglob("*.safetensors"))
     assert brewer("run", config, "--output", fresh / "run") == 0
@@ -542,7 +542,7 @@ def test_what_cannot_be_built_ahead_is_refused(fresh: Path, capsys: pytest.Captu
     augmented = {"source": document()["data"]["films"]["source"], "augmentations": [{"name": "masking", "p": 0.3}]}
     cases: list[tuple[dict[str, Any], list[Any], str]] = [
         (taught(cache="off"), [], 'the cache is "off"'),
-        (taught(cache={"path": "cache", "limit_gb": 1e-6}), [], "it would take 44 kB, and cache.limit_gb is 1e-06"),
+        (taught(cache={"path": "cache", "limit_gb": 1e-6}), [], "it would take 15 kB, and cache.limit_gb is 1e-06"),
         (taught(cache="cache", data={"films": augmented}), [], "its rows are augmented, and new in every pass"),
         (
             taught(cache="cache", stages=[{**taught()["stages"][0], "adaptors": {"teacher": "bare"}}]),
@@ -583,7 +583,7 @@ def test_rows_that_are_padded_before_are_refused(fresh: Path, capsys: pytest.Cap
 
 def assembled(folder: Path, **changes: Any) -> Assembly:
     registry = default_registry()
-    parsed = parse_run_config(taught(cache={"path": "cache"}, **changes), "config.json", registry, [])
+    parsed = parse_run_config(taught(**{"cache": {"path": "cache"}, **changes}), "config.json", registry, [])
     return Assembly(parsed, folder, registry, torch.device("cpu"))
 
 
@@ -693,16 +693,17 @@ def test_a_build_that_is_killed_inside_a_save_goes_on(fresh: Path, built: Path) 
     assert records(fresh / "cache").keys() == records(built / "cache").keys()
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_cache_that_reaches_its_limit_on_the_way_is_an_error(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(building, "FLUSH_EVERY_S", -1)  # each batch a part, whose headers are in no estimate
-    config = write_config(fresh, taught(cache={"path": "cache", "limit_gb": 4.5e-5}))
+    config = write_config(fresh, taught(cache={"path": "cache", "limit_gb": 1.6e-5}))
     assert brewer("cache", "build", config) == 1
     assert said(capsys).splitlines()[-2:] == [
-        f"brewer: warning: the teacher cache in {only(fresh).folder} keeps no more rows, as it has reached its limit of 45 kB; those "
+        f"brewer: warning: the teacher cache in {only(fresh).folder} keeps no more rows, as it has reached its limit of 16 kB; those "
         "that are not in it are computed each time.",
-        "brewer: error: the cache of teacher 'teacher' is not complete: it keeps no more rows, as it has reached its limit of 45 kB. "
+        "brewer: error: the cache of teacher 'teacher' is not complete: it keeps no more rows, as it has reached its limit of 16 kB. "
         "Make room, or raise cache.limit_gb, and the same command goes on.",
     ]
     assert 0 < only(fresh).rows < ROWS
@@ -746,18 +747,19 @@ def test_an_exact_cache_differs_from_its_teacher_by_the_noise_of_other_batches(b
 
 def test_the_errors_of_a_rounded_cache_are_those_of_rounding(fresh: Path) -> None:
     """Against a plain loop over the rows, each by itself."""
-    assembly = assembled(fresh)
-    object.__setattr__(assembly.config.cache, "floats", "bfloat16")
+    assembly = assembled(fresh, cache={"path": "cache", "floats": "bfloat16"})
     (built,) = build_caches(assembly, Reporter(), StopRequest(), fidelity_rows=10_000)
     assert built.fidelity is not None
 
-    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"))
+    (stage,) = assembly.config.stages
+    assert isinstance(stage, DistillStage)
+    lesson = distill_lesson(assembly, stage, "stages[0]", assembly.model("student"))
     asked, make = lesson.asked["teacher"], collate(assembly.tokenizer)
     square = {"logits": [0.0, 0.0], "hidden": [0.0, 0.0]}
     divergences, largest = [], 0.0
     for number in range(ROWS):
         features = chosen(asked.teacher.features(make([asked.rows[number]]), asked.needs), asked.needs)
-        rounded = CacheFormat("bfloat16").applied(features)
+        rounded = CacheFormat("bfloat16").applied(features, rows_of(make([asked.rows[number]])))
         for name, sums in square.items():
             for live, kept in zip(features[name], rounded[name], strict=True):
                 if live is not None:
@@ -777,12 +779,34 @@ def test_the_errors_of_a_rounded_cache_are_those_of_rounding(fresh: Path) -> Non
     assert 1e-5 < built.fidelity.gradient < 0.1
 
 
+def test_logits_of_which_some_are_kept_are_compared_by_the_terms_that_read_them(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = taught(
+        cache={"path": "cache", "top_k": 1}, task={"kind": "text_classification", "labels": ["n", "p", "other"]}
+    )
+    config = write_config(fresh, some)
+    assert brewer("cache", "build", config) == 0
+    measured = fidelity_of(only(fresh))
+    assert measured is not None
+    assert set(measured["features"]) == {"hidden"}
+    live, kept = measured["terms"]["kd_loss"]
+    assert live != kept
+    assert measured["terms"]["hard_label_loss"][0] == measured["terms"]["hard_label_loss"][1]
+    assert 0 < measured["gradient"] < 1
+    assert re.search(rf"^kd_loss +{live:.6g} +{kept:.6g}$", capsys.readouterr().out, re.M)
+
+    before = tree(only(fresh).folder / "parts")
+    assert brewer("run", config, "--output", fresh / "run") == 0
+    assert tree(only(fresh).folder / "parts") == before
+
+
 # The plan
 
 
 def test_the_plan_of_a_run_tells_which_teachers_are_cached(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert brewer("run", write_config(fresh, taught(cache="cache")), "--dry-run") == 0
-    assert f"distil: teacher teacher: cached in {fresh}/cache, 44 kB for all rows\n" in capsys.readouterr().out
+    assert f"distil: teacher teacher: cached in {fresh}/cache, 15 kB for all rows\n" in capsys.readouterr().out
     assert brewer("run", write_config(fresh, taught(cache="off")), "--dry-run") == 0
     assert 'distil: teacher teacher: not cached, as the cache is "off"\n' in capsys.readouterr().out
     assert not (fresh / "cache").exists()

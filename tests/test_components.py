@@ -831,6 +831,27 @@ def test_an_unknown_over_is_refused() -> None:
     )
 
 
+def test_sparse_is_declared_of_what_gets_the_teachers_logits() -> None:
+    @component(sparse=True)
+    def scheduler(s, t, temperature): ...
+
+    @component(sparse=True)
+    def loss(student, teacher): ...
+
+    assert kd(scheduler).facts.sparse
+    assert of_kind("temperature_scheduler", scheduler).facts.sparse
+    assert not facts_of(refusal).sparse
+    assert refusal("match_loss", loss) == (
+        "match loss `x` declares sparse=True; only what gets the teacher's logits may, a kd loss or a temperature scheduler."
+    )
+
+
+def test_sparse_is_a_bool() -> None:
+    with pytest.raises(ComponentError) as caught:
+        component(sparse="top_k")  # type: ignore[arg-type]
+    assert str(caught.value) == "sparse='top_k' must be True or False."
+
+
 def test_positional_must_be_a_tuple_of_names() -> None:
     with pytest.raises(ComponentError) as caught:
         component(positional="beta")

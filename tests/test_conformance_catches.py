@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brewer_core import Counts, LoadedModel, Needs, ShapeError, Strategy, component
+from brewer_core import Counts, LoadedModel, Needs, RequestError, ShapeError, SparseLogits, Strategy, component
 from brewer_core.components import KINDS, Component
 from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 
@@ -192,6 +192,52 @@ def kd_with_a_number_for_temperature(student, teacher, temperature):
 @component(over="logits", claims=("t_squared",))
 def kd_without_t_squared(student, teacher, temperature):
     return squared(student / beside(temperature), teacher / beside(temperature), temperature)
+
+
+@right("kd_loss")
+@component(over="logits", sparse=True)
+def divergence(student, teacher, temperature):
+    same_classes(student, teacher)
+    if isinstance(teacher, SparseLogits):
+        log_p, log_q = teacher.compared_with(student, temperature)
+    else:
+        log_p, log_q = ((t / beside(temperature)).log_softmax(-1) for t in (teacher.detach(), student))
+    losses = (log_p.exp() * torch.where(log_p == -math.inf, 0, log_p - log_q)).sum(-1)
+    return losses.sum() / max(1, len(losses))
+
+
+@right("kd_loss")
+@component(over="logits", sparse=True)
+def divergence_of_the_most_likely(student, teacher, temperature):
+    if isinstance(teacher, SparseLogits) and teacher.kept.kind == "sampled":
+        raise RequestError("draws are not enough for this loss.")
+    return divergence(student, teacher, temperature)
+
+
+@wrong("kd_loss", "sparse_teacher")
+@component(over="logits", sparse=True)
+def kd_of_log_probabilities_for_logits(student, teacher, temperature):
+    dense = student.new_full(student.shape, -30.0)
+    if isinstance(teacher, SparseLogits):
+        teacher = dense.scatter(-1, teacher.indices, teacher.logits.clamp(min=-30))
+    return squared(student, teacher, temperature)
+
+
+@wrong("kd_loss", "sparse_teacher")
+@component(over="logits", sparse=True)
+def kd_without_the_gradient_of_sparse_logits(student, teacher, temperature):
+    if isinstance(teacher, SparseLogits):
+        whole = divergence(student, teacher, temperature)
+        return whole.detach() + 0.5 * (whole - whole.detach())
+    return divergence(student, teacher, temperature)
+
+
+@wrong("kd_loss", "sparse_teacher")
+@component(over="logits", sparse=True)
+def kd_infinite_without_the_others(student, teacher, temperature):
+    loss = divergence(student, teacher, temperature)
+    some = isinstance(teacher, SparseLogits) and teacher.kept.count < student.shape[-1]
+    return loss / 0.0 if some else loss
 
 
 # match losses
@@ -504,6 +550,18 @@ def below_0(student, teacher, base):
 @wrong("temperature_scheduler", "pure")
 def at_random(student, teacher, base):
     return base + torch.rand(())
+
+
+@right("temperature_scheduler")
+@component(sparse=True)
+def by_the_student(student, teacher, base):
+    return by_confidence(student, teacher, base)
+
+
+@wrong("temperature_scheduler", "sparse_teacher")
+@component(sparse=True)
+def by_what_is_kept(student, teacher, base):
+    return base + (teacher.kept.count if isinstance(teacher, SparseLogits) else 0)
 
 
 @wrong("temperature_scheduler", "inputs_unchanged")

@@ -109,6 +109,7 @@ def test_the_json_has_all_that_is_known(described):
     assert flsw["text"].startswith(flsw["summary"] + "\n\nA position weighs")
     assert "Returns a Tensor [N] or [B, L], at least `floor`" in flsw["text"]
     assert flsw["over"] is None
+    assert flsw["sparse"] is False
     assert (flsw["distribution"], flsw["entry_point"]) == ("brewer-core", "temperature_schedulers")
     assert [(o["name"], o["type"], o["range"], o["required"], o["default"]) for o in flsw["options"]] == [
         ("beta", "number", "", True, None),
@@ -189,11 +190,34 @@ def test_the_page_of_a_method(capsys):
     assert printed.startswith("kd loss kl\n\nForward KL divergence: from the student's softened distribution")
     for part in (
         "from       brewer-core 0.1.0 [kd_losses]",
+        "sparse     some of the teacher's logits are enough",
         "inputs     student_logits, teacher_logits, temperature",
         "t_squared  true or false  true",
         'in a distill stage\n{"distillation": {"kd_loss_type": "kl"}}\n',
     ):
         assert part in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sparse", "line"),
+    [
+        (("kd-loss", "ce"), True, "sparse     some of the teacher's logits are enough"),
+        (("kd-loss", "mse"), False, "sparse     no, all of the teacher's logits are needed"),
+        (("temperature-scheduler", "cwsm"), True, "some of the teacher's logits are enough"),
+    ],
+)
+def test_a_method_of_logits_says_whether_it_accepts_sparse_ones(arguments, sparse, line, described, capsys):
+    _, (found,), _ = described(*arguments)
+    assert found["sparse"] is sparse
+    assert brewer("describe", *arguments) == 0
+    assert line in capsys.readouterr().out
+
+
+def test_a_method_of_other_things_says_nothing_of_sparse_logits(described, capsys):
+    _, (found,), _ = described("match-loss", "cos")
+    assert found["sparse"] is None
+    assert brewer("describe", "match-loss", "cos") == 0
+    assert "sparse" not in capsys.readouterr().out
 
 
 def test_json_stands_on_lines_that_are_short():

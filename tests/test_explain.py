@@ -241,6 +241,39 @@ def test_a_weight_that_a_strategy_moves_and_a_term_that_it_keeps_back(tmp_path, 
     }
 
 
+def test_a_term_of_a_strategys_own_is_told_with_the_layers_that_it_reads(tmp_path, capsys):
+    films(tmp_path)
+    file = tmp_path / "ends.py"
+    file.write_text(
+        dedent('''
+        from dataclasses import replace
+
+        from brewer_core import Strategy, hookimpl
+
+        class Ends(Strategy):
+            """The last hidden states are compared, and the teacher's embeddings' output."""
+
+            def needs(self, objective):
+                told = objective.needs()
+                taught = told.every_teacher | {"hidden[0]", "hidden[-1]"}
+                return replace(told, student=told.student | {"hidden"}, every_teacher=taught)
+
+            def terms(self, task, student, teachers, objective, step):
+                (teacher,) = teachers.values()
+                first, last = teacher["hidden"][0], teacher["hidden"][-1]
+                return {"ends": (student["hidden"][-1].mean() - first.mean() - last.mean()).square()}
+
+        @hookimpl
+        def brewer_strategies():
+            return {"ends": Ends}
+        ''')
+    )
+    config = write_config(tmp_path, one_stage(strategy="ends"))
+    assert brewer("explain", config, "--plugin", file, "--json") == 0
+    (term,) = json.loads(capsys.readouterr().out)[0]["tasks"][0]["terms"]
+    assert [read["name"] for read in term["reads"]] == ["student.hidden", "teacher.hidden[-1, 0]"]
+
+
 @pytest.mark.parametrize(("value", "text"), [(2.0, "2"), (0.1, "0.1"), (1e-5, "1e-05"), (1 / 3, "0.3333333333333333")])
 def test_numbers_are_told_exactly(value, text):
     assert number(value) == text

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from brewer_core.errors import AdaptorError
-from brewer_core.features import Counts, Feature, Features
+from brewer_core.features import Counts, Feature, Features, feature_of, features_read, layers_read, names_of_layers
 
 
 def zeros(*shape: int, **arguments: Any) -> torch.Tensor:
@@ -256,3 +256,62 @@ def test_layers_stacked_in_one_tensor_are_taken_apart() -> None:
     assert [tensor.tolist() for tensor in features["hidden"]] == stacked.tolist()
     assert features.axes("hidden") == "B L D"
     assert [tuple(tensor.shape) for tensor in features["attention"]] == [(1, 3, 4, 4)] * 2
+
+
+# Names in needs
+
+
+def test_a_name_is_that_of_a_feature_or_of_one_layer_of_it() -> None:
+    names = ["hidden", "hidden[3]", "attention[-1]", "value_states[0]"]
+    assert [feature_of(name) for name in names] == ["hidden", "hidden", "attention", "value_states"]
+
+
+@pytest.mark.parametrize("name", ["module:encoder.layer.3", "module:encoder.layer[0]", "module:pooler[mean]"])
+def test_what_a_module_returns_is_named_as_a_whole(name: str) -> None:
+    assert feature_of(name) == name
+    assert layers_read({name}, name) is None
+
+
+def test_needs_tell_which_layers_are_read() -> None:
+    needs = frozenset({"logits", "hidden[3]", "hidden[-1]", "attention"})
+    assert features_read(needs) == {"logits", "hidden", "attention"}
+    assert layers_read(needs, "hidden") == {3, -1}
+    assert layers_read(needs, "attention") is None
+    assert layers_read(needs, "value_states") == frozenset()
+
+
+def test_all_layers_are_read_where_all_of_them_or_some_are() -> None:
+    assert layers_read(frozenset({"hidden[3]"}) | {"hidden"}, "hidden") is None
+
+
+def test_layers_are_named_one_by_one() -> None:
+    assert names_of_layers("hidden", 3) == {"hidden[3]"}
+    assert names_of_layers("hidden", (0, -1)) == {"hidden[0]", "hidden[-1]"}
+    assert names_of_layers("hidden", None) == {"hidden"}
+    assert names_of_layers("logits", 0) == {"logits"}
+
+
+def test_layers_that_are_not_read_are_let_go_and_keep_their_places() -> None:
+    hidden, attention = [zeros(1, 2, 3) for _ in range(4)], [zeros(1, 1, 2, 2)]
+    features = Features.of({"hidden": hidden, "attention": attention, "inputs_mask": zeros(1, 2)})
+
+    read = features.only_read({"hidden[0]", "hidden[-2]"})
+
+    assert list(read) == ["inputs_mask", "hidden"]
+    assert [tensor is None for tensor in read["hidden"]] == [False, True, False, True]
+    assert read["hidden"][-2] is hidden[2]
+    assert read.axes("hidden") == "B L D"
+
+
+def test_a_layer_that_there_is_not_is_no_other_layer() -> None:
+    features = Features.of({"hidden": [zeros(1, 2, 3), zeros(1, 2, 3)]})
+    assert features.only_read({"hidden[2]", "hidden[-3]"})["hidden"] == (None, None)
+
+
+def test_features_that_are_read_whole_stay_as_they_are() -> None:
+    features = Features.of({"hidden": [zeros(1, 2, 3), zeros(1, 2, 3)], "value_states": [zeros(1, 2), zeros(1, 2)]})
+    read = features.only_read({"hidden", "hidden[0]", "value_states[0]"})
+    assert {name: [t is None for t in read[name]] for name in read} == {
+        "value_states": [False] * 2,
+        "hidden": [False] * 2,
+    }

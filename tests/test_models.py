@@ -331,6 +331,28 @@ def test_a_model_gives_what_is_needed_of_it(build):
     assert outputs.attentions[0].shape == (1, 2, 4, 4)
 
 
+def test_attention_is_fused_unless_its_maps_are_read(build):
+    loaded = build(config={"model_type": "bert", **SIZES})
+    text = loaded.tokenizer("the cat", return_tensors="pt")
+    kinds, logits = [], []
+    for needs in ({"logits", "hidden"}, {"attention"}, {"logits"}):
+        arguments = loaded.forward_arguments(frozenset(needs))
+        kinds.append(loaded.model.config._attn_implementation)
+        logits.append(loaded.model.eval()(**text, **arguments).logits)
+    assert kinds == ["sdpa", "eager", "sdpa"]
+    assert torch.equal(logits[0], logits[2])
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
+
+
+def test_a_student_of_a_teachers_layers_has_fused_attention_whatever_was_read_of_the_teacher(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    teacher.forward_arguments(frozenset({"attention"}))
+    two = {"task": Task("text_classification", ("no", "yes")), "num_labels": 2}
+    for student in (build(keep_layers=[0], teacher=teacher), build(keep_layers=[0], teacher=teacher, **two)):
+        assert student.model.config._attn_implementation == "sdpa"
+        assert teacher.model.config._attn_implementation == "eager"
+
+
 def test_the_pretrained_teacher_of_quickstart_loads(build):
     metadata = pytest.importorskip("importlib.metadata")
     try:

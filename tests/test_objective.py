@@ -190,13 +190,40 @@ def test_weights_of_matches_are_those_of_the_config() -> None:
     assert terms.weights(START)["hidden_hidden_mse_0_1#2"] == 4
 
 
+LOGITS = frozenset({"logits", "logits_mask"})
+OWN = frozenset({"losses", "labels", "inputs_mask"})  # what is read of any student
+
+
 def test_an_objective_needs_what_its_terms_read() -> None:
-    shared = frozenset({"losses", "labels", "inputs_mask"})
-    logits = shared | {"logits", "logits_mask"}
-    assert objective().needs() == Needs(student=logits, every_teacher=logits)
-    assert Objective(None).needs() == Needs(student=shared, every_teacher=shared)
-    every = objective(intermediate_matches=[HIDDEN]).needs()
-    assert every == Needs(student=logits | {"hidden"}, every_teacher=logits | {"hidden"})
+    assert objective().needs() == Needs(student=OWN | LOGITS, every_teacher=LOGITS | {"inputs_mask"})
+    assert Objective(None).needs() == Needs(student=OWN, every_teacher=frozenset({"inputs_mask"}))
+
+
+def test_a_match_needs_its_layers_and_no_others() -> None:
+    several = {**HIDDEN, "layer_T": [1, 2], "layer_S": [-1, -2], "loss": "fsp"}
+    needs = objective(intermediate_matches=[HIDDEN, several]).needs()
+    assert needs.student == OWN | LOGITS | {"hidden[0]", "hidden[-1]", "hidden[-2]"}
+    assert needs.every_teacher == LOGITS | {"inputs_mask", "hidden[1]", "hidden[2]"}
+
+
+def test_a_match_of_logits_needs_them_by_their_plain_name() -> None:
+    match = {**HIDDEN, "feature": "logits", "layer_T": 0}
+    assert objective(intermediate_matches=[match]).needs() == Needs(OWN | LOGITS, LOGITS | {"inputs_mask"})
+
+
+def test_a_loss_between_logits_of_weight_0_needs_no_logits_of_teachers() -> None:
+    for schedule in (None, "linear_growth"):
+        unread = objective(kd_loss_weight=0, kd_loss_weight_scheduler=schedule, intermediate_matches=[HIDDEN])
+        assert unread.needs().every_teacher == {"inputs_mask", "hidden[1]"}
+        assert unread.needs().student == OWN | LOGITS | {"hidden[0]"}
+
+
+def test_a_loss_between_logits_of_weight_0_is_0_and_gives_the_students_logits_a_gradient_of_0() -> None:
+    heads = [torch.tensor([[1.0, float("nan")]], requires_grad=True), torch.ones(2, 3, 4, requires_grad=True)]
+    losses = objective(kd_loss_weight=0).kd_terms(Features.of({"logits": heads}), Features({}), START)
+    assert losses["kd_loss"].item() == 0
+    losses["kd_loss"].backward()
+    assert [head.grad.tolist() for head in heads] == [[[0.0, 0.0]], [[[0.0] * 4] * 3] * 2]
 
 
 def test_a_match_that_names_its_teacher_needs_nothing_of_the_others() -> None:
@@ -204,11 +231,10 @@ def test_a_match_that_names_its_teacher_needs_nothing_of_the_others() -> None:
     matches = [{**HIDDEN, "teacher": "second"}, {**HIDDEN, "feature": "attention", "teacher": 0}]
     config = DistillationConfig(intermediate_matches=matches)
     needs = Objective.from_config(config, default_registry(), ModelInfo("student"), teachers).needs()
-    shared = {"losses", "labels", "inputs_mask", "logits", "logits_mask"}
-    assert needs.student == shared | {"hidden", "attention"}
-    assert needs.every_teacher == shared
-    assert needs.teacher("first") == shared | {"attention"}
-    assert needs.teacher("second") == shared | {"hidden"}
+    assert needs.student == OWN | LOGITS | {"hidden[0]", "attention[0]"}
+    assert needs.every_teacher == LOGITS | {"inputs_mask"}
+    assert needs.teacher("first") == LOGITS | {"inputs_mask", "attention[1]"}
+    assert needs.teacher("second") == LOGITS | {"inputs_mask", "hidden[1]"}
 
 
 def test_items_follow_what_a_loss_declares() -> None:

@@ -552,6 +552,23 @@ def test_a_compiled_model_keeps_the_names_of_its_weights_and_can_be_copied() -> 
         assert copy.deepcopy(model)._compiled_call_impl is None
 
 
+def test_teachers_are_compiled_with_the_student_and_not_afterwards() -> None:
+    student, first, second = tiny_bert(), tiny_bert(), tiny_bert()
+    second.compile(backend="eager")
+    own = second._compiled_call_impl
+    with training_modes(student, modes(compile="aot_eager"), teachers=[first, second, first, student]):
+        assert in_modes(student) == in_modes(first) == ["compiled"]
+        assert second._compiled_call_impl is not own
+    assert not in_modes(student) + in_modes(first)
+    assert second._compiled_call_impl is own
+
+
+def test_teachers_run_as_they_are_where_nothing_is_compiled() -> None:
+    teacher = tiny_bert()
+    with training_modes(tiny_bert(), modes(gradient_checkpointing=True), teachers=[teacher]):
+        assert not in_modes(teacher)
+
+
 @pytest.mark.parametrize("captured", [[], ["module:layers.0", "module:layers.1"]])
 def test_a_whole_graph_notes_what_its_modules_return_in_every_step(captured: list[str]) -> None:
     found = []

@@ -311,6 +311,20 @@ def test_a_teacher_of_several_tasks_answers_with_the_columns_of_the_one_that_it_
     assert lesson.learner.strategy.teachers_for("mood", tuple(lesson.teachers)) == ["both.mood"]
 
 
+def test_a_model_that_teaches_several_tasks_gives_each_what_is_read_of_it(assembled):
+    both = [{"model": "both", "task": task} for task in ("relation", "mood")]
+    match = {"layer_T": 1, "layer_S": 0, "feature": "attention", "loss": "attention_mse_sum", "weight": 1}
+    for first, second in (("relation", "mood"), ("mood", "relation")):
+        distillation = {"intermediate_matches": [{**match, "teacher": f"both.{first}"}]}
+        stage = distill_both(teachers=both, distillation=distillation)
+        assembly = assembled(several(models=models(both=bert(16, 2)), stages=[stage]))
+        lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"))
+        batch, needs = next(iter(lesson.loader[first])), lesson.learner.needs
+        answer = lesson.teachers[f"both.{first}"].features(batch, needs.teacher(f"both.{first}"))
+        assert [layer is None for layer in answer["attention"]] == [True, False]
+        assert "attention" not in lesson.teachers[f"both.{second}"].features(batch, needs.teacher(f"both.{second}"))
+
+
 def test_a_student_of_kept_layers_starts_from_the_first_teacher(run):
     still = training(optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
     config = several(models=models(student={"name": "hf", "keep_layers": [0]}))

@@ -27,9 +27,20 @@ BUILTINS = PLUGINS / "brewer-builtins" / "src" / "brewer_builtins"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),  # under everything
-    0: ("cache_folder", "data_utils", "features", "files", "fingerprints", "processes", "randomness", "stopping", "utils"),
+    0: (
+        "cache_folder",
+        "data_utils",
+        "features",
+        "files",
+        "fingerprints",
+        "processes",
+        "randomness",
+        "sparse_logits",
+        "stopping",
+        "utils",
+    ),
     1: ("components", "precision", "protocols"),
-    2: ("batches", "captures", "config", "hookspecs", "registry"),
+    2: ("batches", "captures", "config", "depth", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "plugins", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),
@@ -261,7 +272,8 @@ def test_importing_the_pytest_plugin_loads_neither_torch_nor_a_plugin(module: st
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["list-plugins", "--help"], ["test-plugin", "--help"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["list-plugins", "--help"], ["test-plugin", "--help"], ["cache", "ls", "--help"]],
 )
 def test_the_help_loads_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
     run = "import runpy; runpy.run_module('brewer_core', run_name='__main__', alter_sys=True)"

@@ -14,9 +14,25 @@ import torch
 from torch import Tensor, distributed, nn
 
 import sharded
+from brewer_builtins.adaptors import TextClassification
 from brewer_core import sharding
+from brewer_core.config.optimization import Optimization
 from brewer_core.errors import BrewerError, DataError, RequestError
-from sharded import CPU, MADE, Training, classifier, continued, gradients, masked_model, rows, student, teacher
+from brewer_core.run.training_modes import training_modes
+from brewer_core.teachers import LiveTeacher
+from sharded import (
+    ARGUMENTS,
+    CPU,
+    MADE,
+    Training,
+    classifier,
+    continued,
+    gradients,
+    masked_model,
+    rows,
+    student,
+    teacher,
+)
 from tiny import Tiny, assert_same, weights
 from two_processes import in_each
 
@@ -275,6 +291,21 @@ def test_a_parameter_of_student_and_projection_both_is_refused(mesh: Any) -> Non
         "the student's parameter 'of_rows.weight' is also one of a projection, a loss or the strategy, and so would be sharded "
         "twice; give that a parameter of its own, or train without sharding."
     )
+
+
+def test_a_teacher_in_parts_runs_whole_and_is_not_compiled(mesh: Any) -> None:
+    ran = []
+    for in_parts in (False, True):
+        model = teacher()
+        if in_parts:
+            sharding.shard_teacher(model, mesh)
+        taught_by = LiveTeacher(model, TextClassification(), CPU, arguments=ARGUMENTS)
+        model.bert.encoder.layer[2].register_forward_hook(lambda *_: ran.append(in_parts))  # noqa: B023  # called at once
+        for seed in range(3):
+            taught_by.features(rows(seed), frozenset({"hidden[1]"}))
+        with training_modes(student(0), Optimization.from_dict({"steps": 1, "compile": "eager"}), teachers=[model]):
+            assert (model._compiled_call_impl is None) == in_parts
+    assert ran == [False, True, True, True]
 
 
 def test_sharding_twice_is_refused(mesh: Any) -> None:

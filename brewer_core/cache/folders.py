@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -255,19 +256,17 @@ def _write_without(part: Part, damaged: frozenset[int]) -> None:
     finally:
         files.close()
     name = f"{part.path.stem.rpartition('-')[0]}-{secrets.token_hex(4)}{SUFFIX}"
-    keys, tokens = [part.keys[row].tobytes() for row in kept], [int(part.tokens[row]) for row in kept]
-    write_part(part.path.with_name(name), part.layout, keys, records, tokens)
+    write_part(part.path.with_name(name), part.layout, [part.keys[row].tobytes() for row in kept], records)
 
 
-def _feature_bytes(part: Part) -> dict[str, int]:
-    """What each feature takes in the records of a part."""
-    tokens = part.tokens.astype(numpy.int64)
-    return {
-        kept.name: sum(
-            int((tokens ** piece.dims.count(None)).sum()) * piece.size(1) for piece in kept.pieces if piece is not None
-        )
-        for kept in part.layout.features
-    }
+def _feature_bytes(part: Part) -> Counter[str]:
+    """What each feature takes in the records of a part, whose sizes tell their tokens."""
+    taken, layout = Counter[str](), part.layout
+    for size, rows in Counter(numpy.diff(part.places).tolist()).items():
+        tokens = bisect_left(range(size + 1), size, key=layout.size)  # no token takes less than a byte
+        for kept in layout.features:
+            taken[kept.name] += rows * sum(piece.size(tokens) for piece in kept.pieces if piece is not None)
+    return taken
 
 
 def _size_and_use(folder: Path) -> tuple[int, datetime]:

@@ -20,6 +20,7 @@ class Index:
         self._keys: Array = numpy.empty((0, 2), numpy.uint64)  # sorted by the first half
         self._numbers: Array = numpy.empty(0, numpy.int64)
         self._recent: dict[bytes, int] = {}
+        self._alike = 1
 
     def __len__(self) -> int:
         self._sort_in()
@@ -39,15 +40,15 @@ class Index:
     def find(self, keys: Sequence[bytes]) -> list[int | None]:
         """The number of each key; None where it has none."""
         wanted = numpy.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
-        at = numpy.searchsorted(self._keys[:, 0], wanted[:, 0]).tolist()
-        return [self._recent.get(key, self._at(place, half)) for key, place, half in zip(keys, at, wanted, strict=True)]
-
-    def _at(self, place: int, wanted: Array) -> int | None:
-        while place < len(self._keys) and self._keys[place, 0] == wanted[0]:
-            if self._keys[place, 1] == wanted[1]:
-                return int(self._numbers[place])
-            place += 1
-        return None
+        at = numpy.searchsorted(self._keys[:, 0], wanted[:, 0])
+        found = numpy.full(len(keys), -1)
+        for _ in range(self._alike):  # keys of which the first halves are equal stand side by side
+            within = at < len(self._keys)
+            same = within.copy()
+            same[within] = (self._keys[at[within]] == wanted[within]).all(1)
+            found[same] = self._numbers[at[same]]
+            at = at + 1
+        return [self._recent.get(key, None if n < 0 else n) for key, n in zip(keys, found.tolist(), strict=True)]
 
     def forget(self, key: bytes) -> None:
         """Have no number for a key."""
@@ -69,7 +70,15 @@ class Index:
         every, at = every[order], at[order]
         latest = numpy.append((every[1:] != every[:-1]).any(1), True)  # of equal keys the one with the largest number
         self._keys, self._numbers = every[latest], at[latest]
+        repeated = self._keys[1:, 0] == self._keys[:-1, 0]
+        self._alike = 1 + (_longest_run(repeated) if repeated.any() else 0)
 
 
 def _halves(keys: Array) -> Array:
     return numpy.ascontiguousarray(keys).view("<u8").reshape(-1, 2)
+
+
+def _longest_run(marks: Array) -> int:
+    """The most marks in a row."""
+    ends = numpy.flatnonzero(numpy.diff(numpy.concatenate([[0], marks.astype(int), [0]])))
+    return int((ends[1::2] - ends[::2]).max())

@@ -5,6 +5,7 @@ Shapes: B rows, L tokens of the longest row of a batch, n tokens of a row.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ import numpy
 import torch
 from torch import Tensor
 
+from brewer_core.cache.format import CacheFormat, sizes_of_logits, whole
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import AdaptorError
 from brewer_core.features import Feature, Features
 
 Read = Callable[[int, list[memoryview]], bool]
 """Reads the record of the i-th row of a batch into buffers, one after the other; False where it is lost."""
+
+_MASKS = ("logits_mask", "inputs_mask")
 
 _MASKED_BY = {"logits": "logits_mask", "logits_mask": "logits_mask"}
 """Which mask says that what stands in the padding is never read; `inputs_mask` for other features."""
@@ -73,10 +77,12 @@ class Layout:
     """The features of a record, in order.
 
     padded_to: the L that they were computed at, where some feature could not be cut to a row's tokens; else None.
+    sizes: V of each head of the teacher's logits.
     """
 
     features: tuple[Kept, ...]
     padded_to: int | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def pieces(self) -> Iterator[Piece]:
@@ -102,7 +108,7 @@ class Layout:
             }
             for kept in self.features
         ]
-        return {"features": features, "padded_to": self.padded_to}
+        return {"features": features, "padded_to": self.padded_to, "sizes": list(self.sizes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Layout:
@@ -116,19 +122,21 @@ class Layout:
             )
             for each in value["features"]
         )
-        return cls(features, value["padded_to"])
+        return cls(features, value["padded_to"], tuple(value["sizes"]))
 
 
-def packed(features: Features, rows: Rows) -> tuple[Layout, list[bytes]]:
-    """How features lie in records, and the record of each row.
+def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list[bytes]]:
+    """How features lie in records in some form, and the record of each row.
 
     Raises AdaptorError for a feature that has not one entry a row.
     """
+    for name in given:
+        _check_by_row(name, given[name], len(rows))
+    features = form.applied(given, rows)
     kept, tensors, bound = [], list[Tensor | None](), False
     for name in features:
         axes, stated = features.axes(name), features.stated(name)
         own = [None if t is None else _by_row(name, t.detach().cpu(), len(rows)) for t in features[name]]
-        _check_by_row(name, own, len(rows))
         cut = stated and rows.length is not None and _padding_unread(name, features, rows)
         pieces = []
         for tensor in own:
@@ -138,32 +146,50 @@ def packed(features: Features, rows: Rows) -> tuple[Layout, list[bytes]]:
             pieces.append(None if tensor is None else Piece.of(tensor, [cut and each for each in by_token]))
         kept.append(Kept(name, axes, stated, tuple(pieces)))
         tensors += own
-    layout = Layout(tuple(kept), rows.length if bound else None)
+    layout = Layout(tuple(kept), rows.length if bound else None, sizes_of_logits(given))
     return layout, _records(layout, [t for t in tensors if t is not None], rows)
 
 
-def unpacked(layout: Layout, rows: Rows, read: Read) -> tuple[Features, list[int]]:
-    """The features of a batch, padded with zeros, and the rows whose record is lost.
+class Frame:
+    """The padded tensors of a batch, which records of one layout are read into: at once where a row's bytes lie side by side.
 
-    read: gives the records, all of this layout.
+    What stands in the padding is 0.
     """
-    count, length = len(rows), rows.length or 0
-    whole = [torch.zeros(count, *piece.shape(length), dtype=piece.torch_dtype) for piece in layout.pieces]
-    targets = [_Target(piece, tensor) for piece, tensor in zip(layout.pieces, whole, strict=True)]
-    lost = []
-    for i in range(count):
-        start, end = (rows.starts[i], rows.ends[i]) if rows.length is not None else (0, 0)
-        buffers = [target.buffer(i, start, end) for target in targets]
-        if not read(i, buffers):
-            lost.append(i)
-            continue
-        for target, buffer in zip(targets, buffers, strict=True):
-            target.place(i, start, end, buffer)
-    tensors = iter(whole)
-    features: dict[str, Feature] = {
-        kept.name: Feature(_with_gaps(kept, tensors), kept.axes, kept.stated) for kept in layout.features
-    }
-    return Features(features), lost
+
+    def __init__(self, layout: Layout, rows: Rows) -> None:
+        self._layout, self._rows = layout, rows
+        self._length = rows.length or 0
+        self._tensors = [
+            torch.empty(len(rows), *piece.shape(self._length), dtype=piece.torch_dtype) for piece in layout.pieces
+        ]
+        self._targets = [_Target(piece, tensor) for piece, tensor in zip(layout.pieces, self._tensors, strict=True)]
+        self._straight = all(target.contiguous for target in self._targets)
+
+    def read(self, read: Read) -> list[int]:
+        """Fill it, and the rows whose record is lost. read: gives the record of the i-th row."""
+        rows, targets, lost = self._rows, self._targets, []
+        spans = (
+            zip(rows.starts, rows.ends, strict=True) if rows.length is not None else itertools.repeat((0, 0), len(rows))
+        )
+        for i, (start, end) in enumerate(spans):
+            buffers = [target.buffer(i, start, end) for target in targets]
+            if not read(i, buffers):
+                lost.append(i)
+            elif not self._straight:
+                for target, buffer in zip(targets, buffers, strict=True):
+                    target.place(i, start, end, buffer)
+            if end - start < self._length:
+                for target in targets:
+                    target.pad(i, start, end)
+        return lost
+
+    @property
+    def features(self) -> Features:
+        """The features that were read."""
+        tensors = iter(self._tensors)
+        held = self._layout.features
+        read = Features({kept.name: Feature(_with_gaps(kept, tensors), kept.axes, kept.stated) for kept in held})
+        return whole(read, self._layout.sizes)
 
 
 def _with_gaps(kept: Kept, tensors: Iterator[Tensor]) -> Any:
@@ -172,31 +198,37 @@ def _with_gaps(kept: Kept, tensors: Iterator[Tensor]) -> Any:
 
 
 class _Target:
-    """A padded tensor of a batch that records are read into: at once where a row's bytes lie side by side in it."""
+    """One padded tensor of a frame. contiguous: whether a row's bytes lie side by side in it."""
 
     def __init__(self, piece: Piece, tensor: Tensor) -> None:
-        self._piece, self._array = piece, _as_array(tensor)
+        self._piece, self._array, self.contiguous = piece, _as_array(tensor), piece.contiguous
         flat: Any = self._array.reshape(-1).view(numpy.uint8)
         self._bytes = memoryview(flat) if self._array.size else memoryview(b"")
         self._row_bytes = len(self._bytes) // max(1, tensor.shape[0])
-        first = tensor.shape[1] if piece.dims and piece.dims[0] is None else 0
-        self._token_bytes = self._row_bytes // first if first else 0
+        by_token = bool(piece.dims) and piece.dims[0] is None and tensor.shape[1] > 0
+        self._token_bytes = self._row_bytes // tensor.shape[1] if by_token else 0
 
     def buffer(self, row: int, start: int, end: int) -> memoryview:
         """Where the record's piece of a row is to be read to."""
-        if not self._piece.contiguous:
+        if not self.contiguous:
             return memoryview(bytearray(self._piece.size(end - start)))
-        at = row * self._row_bytes
-        if self._piece.dims and self._piece.dims[0] is None:
-            return self._bytes[at + start * self._token_bytes : at + end * self._token_bytes]
-        return self._bytes[at : at + self._row_bytes]
+        at, token = row * self._row_bytes, self._token_bytes
+        return self._bytes[at + start * token : at + end * token] if token else self._bytes[at : at + self._row_bytes]
 
     def place(self, row: int, start: int, end: int, buffer: memoryview) -> None:
         """Put what was read beside its place there."""
-        if self._piece.contiguous or not len(buffer):
+        if self.contiguous:
             return
         held = numpy.frombuffer(buffer, dtype=self._array.dtype).reshape(self._piece.shape(end - start))
         self._array[row][_cut(self._piece, start, end)] = held
+
+    def pad(self, row: int, start: int, end: int) -> None:
+        """Put zeros before and behind a row's tokens."""
+        for axis, n in enumerate(self._piece.dims):
+            if n is None:
+                by_token = self._array[row].swapaxes(0, axis)
+                by_token[:start] = 0
+                by_token[end:] = 0
 
 
 def _records(layout: Layout, tensors: Sequence[Tensor], rows: Rows) -> list[bytes]:
@@ -231,7 +263,9 @@ def _by_token(tensor: Tensor, axes: str, length: int | None) -> list[bool]:
 
 def _padding_unread(name: str, features: Features, rows: Rows) -> bool:
     """Whether the adaptor's mask leaves out all that stands in the padding, so that nothing reads it."""
-    masks = [mask for mask in features.get(_MASKED_BY.get(name, "inputs_mask"), ()) if mask is not None]
+    masks = [
+        mask for mask in features.get(_MASKED_BY.get(name.partition("/")[0], "inputs_mask"), ()) if mask is not None
+    ]
     return bool(masks) and all(_within(mask, rows) for mask in masks)
 
 
@@ -245,14 +279,16 @@ def _within(mask: Tensor, rows: Rows) -> bool:
 
 
 def _by_row(name: str, tensor: Tensor, count: int) -> Tensor:
-    """A tensor; a mask of one row that stands for all of them, for each."""
-    alike = name in ("logits_mask", "inputs_mask") and tensor.dim() == 2 and tensor.shape[0] == 1
-    return tensor.expand(count, -1) if alike else tensor
+    """A tensor; a mask as bool, and one of one row that stands for all of them, for each."""
+    if name not in _MASKS or tensor.dim() != 2:
+        return tensor
+    return tensor.bool().expand(count, -1) if tensor.shape[0] == 1 else tensor.bool()
 
 
 def _check_by_row(name: str, tensors: Sequence[Tensor | None], count: int) -> None:
     for tensor in tensors:
-        if tensor is not None and (tensor.dim() == 0 or tensor.shape[0] != count):
+        for_all = name in _MASKS and tensor is not None and tensor.dim() == 2 and tensor.shape[0] == 1
+        if tensor is not None and not for_all and (tensor.dim() == 0 or tensor.shape[0] != count):
             raise AdaptorError(
                 f"the teacher's {name!r} of shape {tuple(tensor.shape)} has not one entry for each of {count} rows, so it cannot be "
                 'kept by row; let the adaptor return it by row, or train with the cache "off".'

@@ -1,7 +1,7 @@
 """Parts of a cache: files of safetensors, each with the records of some rows, an index of them, and checksums of both.
 
-A part holds `records` (bytes), `keys` [R, 16], `places` [R + 1] (where each record begins among the records), `tokens` [R] and `checksums`
-[R] (xxh3 of each record). It is written whole and never changed. Records are read by `preadv`, not through a memory map: that is as
+A part holds `records` (bytes), `keys` [R, 16], `places` [R + 1] (where each record begins among the records), and `checksums` [R] (xxh3 of
+each record). It is written whole and never changed. Records are read by `preadv`, not through a memory map: that is as
 quick, counts as no memory of the process, and a file that was cut short is an answer and not the end of the process.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,47 +26,54 @@ from brewer_core.errors import DataError
 from brewer_core.files import write_whole
 
 SUFFIX = ".safetensors"
-INDEX_BYTES = KEY_BYTES + 8 + 4 + 8
+INDEX_BYTES = KEY_BYTES + 8 + 8
 """What a part holds of each row beside its record."""
-_INDEX = ("keys", "places", "tokens", "checksums")
-_DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "I32": numpy.int32, "U64": numpy.uint64}
+_INDEX = ("keys", "places", "checksums")
+_DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part on disk, with its index in memory and its records there. begins: the place of the first record in the file."""
+    """A part on disk, with its index in memory and its records there.
+
+    begins: the place of the first record in the file. checked: of each record, whether this process has compared it with its checksum.
+    """
 
     path: Path
     layout: Layout
     keys: numpy.ndarray[Any, Any]
-    places: numpy.ndarray[Any, Any]
-    tokens: numpy.ndarray[Any, Any]
-    checksums: numpy.ndarray[Any, Any]
+    places: array[int]
+    checksums: array[int]
     begins: int
+    checked: bytearray
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.checksums)
 
     def read(self, files: OpenFiles, row: int, buffers: list[memoryview]) -> bool:
-        """Read a record into buffers, one after the other; False where it is not what was written."""
-        size = int(self.places[row + 1] - self.places[row])
-        if size != sum(map(len, buffers)):
-            return False
+        """Read a record into buffers, one after the other; False where it is not what was written.
+
+        It is compared with its checksum when this process reads it first.
+        """
+        at = self.places[row]
+        size = self.places[row + 1] - at
         try:
-            got = files.read_into(self.path, self.begins + int(self.places[row]), buffers)
+            got = files.read_into(self.path, self.begins + at, buffers)
         except OSError:
             return False
-        return got == size and _checksum(buffers) == int(self.checksums[row])
+        if got != size or sum(map(len, buffers)) != size:
+            return False
+        if not self.checked[row]:
+            self.checked[row] = _checksum(buffers) == self.checksums[row]
+        return bool(self.checked[row])
 
     def record(self, files: OpenFiles, row: int) -> bytes | None:
         """A record; None where it is not what was written."""
-        held = bytearray(int(self.places[row + 1] - self.places[row]))
+        held = bytearray(self.places[row + 1] - self.places[row])
         return bytes(held) if self.read(files, row, [memoryview(held)]) else None
 
 
-def write_part(
-    path: Path, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes], tokens: Sequence[int]
-) -> None:
+def write_part(path: Path, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
     """Write a part whole."""
     from safetensors.numpy import save_file
 
@@ -73,7 +81,6 @@ def write_part(
     index: dict[str, numpy.ndarray[Any, Any]] = {
         "keys": numpy.frombuffer(b"".join(keys), numpy.uint8).reshape(len(keys), KEY_BYTES),
         "places": numpy.concatenate([[0], numpy.cumsum(sizes)]).astype(numpy.int64),
-        "tokens": numpy.array(tokens, numpy.int32),
         "checksums": numpy.array([_checksum([memoryview(record)]) for record in records], numpy.uint64),
     }
     told = json.dumps(layout.to_json())
@@ -98,21 +105,23 @@ def _read_part(path: Path) -> Part:
         if not 0 < size < path.stat().st_size:
             raise ValueError("no header")
         header = json.loads(file.read(size))
-        index = {name: _array(file.fileno(), header[name], 8 + size) for name in _INDEX}
+        index = {name: _held(file.fileno(), header[name], 8 + size) for name in _INDEX}
     metadata: Mapping[str, str] = header["__metadata__"]
     if metadata["checksum"] != _index_checksum(metadata["layout"], index):
         raise ValueError("checksum")
     begins, ends = header["records"]["data_offsets"]
     if ends - begins != int(index["places"][-1]):
         raise ValueError("records")
-    return Part(path, Layout.from_json(json.loads(metadata["layout"])), **index, begins=8 + size + int(begins))
+    layout, places = Layout.from_json(json.loads(metadata["layout"])), array("q", index["places"].tobytes())
+    checksums = array("Q", index["checksums"].tobytes())
+    return Part(path, layout, index["keys"], places, checksums, 8 + size + int(begins), bytearray(len(checksums)))
 
 
-def _array(descriptor: int, described: Mapping[str, Any], offset: int) -> numpy.ndarray[Any, Any]:
+def _held(descriptor: int, described: Mapping[str, Any], offset: int) -> numpy.ndarray[Any, Any]:
     begins, ends = described["data_offsets"]
     held = os.pread(descriptor, ends - begins, offset + begins)
-    array: numpy.ndarray[Any, Any] = numpy.frombuffer(held, _DTYPES[described["dtype"]])
-    shaped: numpy.ndarray[Any, Any] = array.reshape(described["shape"])
+    flat: numpy.ndarray[Any, Any] = numpy.frombuffer(held, _DTYPES[described["dtype"]])
+    shaped: numpy.ndarray[Any, Any] = flat.reshape(described["shape"])
     return shaped
 
 
@@ -133,23 +142,27 @@ def _index_checksum(layout: str, index: Mapping[str, numpy.ndarray[Any, Any]]) -
 
 
 class OpenFiles:
-    """Files that are read again and again, the latest of which stay open."""
+    """Files that are read again and again, the latest opened of which stay open."""
 
-    _AT_ONCE = 64
+    _AT_ONCE = 256
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, FileIO] = OrderedDict()
 
     def read_into(self, path: Path, at: int, buffers: list[memoryview]) -> int:
         """Fill buffers from a place in a file; how many bytes there were."""
-        file = self._open.pop(path, None) or FileIO(path)
-        self._open[path] = file
-        if len(self._open) > self._AT_ONCE:
-            self._open.popitem(last=False)[1].close()
+        file = self._open.get(path)
+        if file is None:
+            if len(self._open) >= self._AT_ONCE:
+                self._open.popitem(last=False)[1].close()
+            file = self._open[path] = FileIO(path)
         if hasattr(os, "preadv"):
             return os.preadv(file.fileno(), buffers, at)
         file.seek(at)
         return sum(file.readinto(buffer) or 0 for buffer in buffers)
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close them all."""

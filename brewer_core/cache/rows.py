@@ -9,12 +9,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy
 import torch
 import xxhash
 
 from brewer_core.batches import rows as count_rows
 from brewer_core.errors import DataError, RequestError
 from brewer_core.protocols import Batch
+
+Array: TypeAlias = "numpy.ndarray[Any, Any]"
 
 KEY_BYTES = 16
 _DECODER = "decoder_"
@@ -52,15 +55,13 @@ def rows_of(batch: Batch, key: Key | None = None, ignore: Collection[str] = ()) 
     `decoder_attention_mask` marks. Padding before a row moves its tokens, and counts, unless the batch has `position_ids`.
     Raises DataError for what has not one entry a row, or a key that is not one for each.
     """
-    count, valid = count_rows(batch), valid_tokens(batch)
-    starts, ends = _spans(valid)
-    decoded = valid_tokens(batch, "decoder_attention_mask")
+    count, places = count_rows(batch), _Places.of(valid_tokens(batch))
     if key is not None:
         keys = tuple(_hashed(given) for given in _given_keys(batch, key, count))
     else:
-        places = {"": _Places.of(valid), _DECODER: _Places.of(decoded)}
-        keys = tuple(_content_keys(batch, ignore, count, places))
-    return Rows(keys, None if valid is None else int(valid.shape[1]), starts, ends)
+        decoded = _Places.of(valid_tokens(batch, "decoder_attention_mask"))
+        keys = tuple(_content_keys(batch, ignore, count, {"": places, _DECODER: decoded}))
+    return Rows(keys) if places is None else Rows(keys, places.shape[1], places.starts, places.ends)
 
 
 def without_key(batch: Batch, key: Key | None) -> Batch:
@@ -70,21 +71,46 @@ def without_key(batch: Batch, key: Key | None) -> Batch:
     return {name: value for name, value in batch.items() if name != key}
 
 
-def valid_tokens(batch: Batch, name: str = "attention_mask") -> torch.Tensor | None:
-    """[B, L], bool, on the CPU: the tokens that are no padding, by the batch's mask of this name; None without one."""
+def valid_tokens(batch: Batch, name: str = "attention_mask") -> Array | None:
+    """[B, L], bool: the tokens that are no padding, by the batch's mask of this name; None without one."""
     mask = batch.get(name) if isinstance(batch, Mapping) else None
-    return mask.detach().bool().cpu() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    valid: Array = mask.detach().cpu().numpy() != 0
+    return valid
 
 
-def _spans(valid: torch.Tensor | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where each row's first token is, and the place behind its last; a row without any has none between."""
-    if valid is None:
-        return (), ()
-    length = valid.shape[1]
-    places = torch.arange(length)
-    ends = torch.where(valid, places + 1, 0).amax(1) if length else valid.sum(1)
-    starts = torch.where(valid, places, length).amin(1).clamp(max=ends) if length else ends
-    return tuple(starts.tolist()), tuple(ends.tolist())
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a batch's rows stand. shape: (B, L). before, behind: [B, L], the places of padding on either side."""
+
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    before: Array | None
+    behind: Array | None
+
+    @classmethod
+    def of(cls, valid: Array | None) -> _Places | None:
+        """By a mask, [B, L]; None without one. A row without any token has none between its places."""
+        if valid is None:
+            return None
+        count, length = valid.shape
+        some = valid.any(1) if length else numpy.zeros(count, bool)
+        ends = numpy.where(some, length - valid[:, ::-1].argmax(1), 0) if length else some.astype(int)
+        starts = numpy.where(some, valid.argmax(1), 0) if length else some.astype(int)
+        places = numpy.arange(length)
+        before = places < starts[:, None] if starts.any() else None
+        behind = places >= ends[:, None] if (ends < length).any() else None
+        return cls((count, length), tuple(starts.tolist()), tuple(ends.tolist()), before, behind)
+
+    def alike(self, array: Array) -> list[bool] | None:
+        """Of each row of [B, L, ...], whether the same stands in all places of padding on one side; None where it does in all."""
+        flat, different = array.reshape(*self.shape, -1), numpy.zeros(self.shape[0], bool)
+        for side, at in ((self.before, 0), (self.behind, -1)):
+            if side is not None:
+                different |= ((flat != flat[:, [at]]).any(-1) & side).any(1)
+        return (~different).tolist() if different.any() else None
 
 
 def _given_keys(batch: Batch, key: Key, count: int) -> list[Any]:
@@ -106,82 +132,59 @@ def _hashed(key: Any) -> bytes:
     return xxhash.xxh3_128_digest(f"{type(key).__name__}:{key!r}".encode())
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where the tokens of a batch's rows stand. shape: (B, L). before, behind: [B, L], the places of padding on either side."""
-
-    shape: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    before: torch.Tensor
-    behind: torch.Tensor
-
-    @classmethod
-    def of(cls, valid: torch.Tensor | None) -> _Places | None:
-        """By a mask; None without one."""
-        if valid is None:
-            return None
-        spans = tuple(zip(*_spans(valid), strict=True))
-        places, ends = torch.arange(valid.shape[1]), torch.tensor(spans).reshape(-1, 2)
-        return cls(tuple(valid.shape), spans, places < ends[:, :1], places >= ends[:, 1:])
-
-    def alike(self, tensor: torch.Tensor) -> list[bool]:
-        """Of each row of [B, L, ...], whether the same stands in all places of padding on one side."""
-        if not bool(self.before.any() or self.behind.any()):
-            return [True] * self.shape[0]
-        flat = tensor.reshape(*self.shape, -1)
-        before = (flat == flat[:, :1]).all(-1) | ~self.before
-        behind = (flat == flat[:, -1:]).all(-1) | ~self.behind
-        alike: list[bool] = (before & behind).all(1).tolist()
-        return alike
-
-
 def _content_keys(
     batch: Batch, ignore: Collection[str], count: int, places: Mapping[str, _Places | None]
 ) -> Iterator[bytes]:
+    headers: list[str] = []
     parts: list[list[bytes]] = []
     for name, value in _leaves(batch, count, ignore):
         header, own = _row_parts(name, value, count, places[_DECODER if name.startswith(_DECODER) else ""])
-        parts.append([header.encode()] * count)
-        parts.append(own)
-        parts.append([b"%d" % len(part) for part in own])
+        headers.append(header)
+        parts += own
     source = places[""]
     positioned = isinstance(batch, Mapping) and "position_ids" in batch
-    if source is not None and not positioned and any(start for start, _ in source.spans):
-        parts.append([b"after %d" % start for start, _ in source.spans])
+    if source is not None and source.before is not None and not positioned:
+        parts.append([b"after %d" % start if start else b"" for start in source.starts])
     if not parts:
         raise DataError("CachedTeacher: the batch holds nothing but what is ignored, so its rows cannot be told apart.")
+    start = ";".join(headers).encode()
     for row in zip(*parts, strict=True):
-        yield xxhash.xxh3_128_digest(b";".join(row))
+        yield xxhash.xxh3_128_digest(b"".join((start, *row)))
 
 
-def _row_parts(name: str, value: Any, count: int, places: _Places | None) -> tuple[str, list[bytes]]:
+def _row_parts(name: str, value: Any, count: int, places: _Places | None) -> tuple[str, list[list[bytes]]]:
     """What a leaf of a batch is called, and what each row holds of it."""
     if isinstance(value, torch.Tensor):
         if value.dim() == 0 or value.shape[0] != count:
             raise _not_by_row(f"the tensor {name!r} of shape {tuple(value.shape)}", count)
         return f"{name}:{value.dtype}:{tuple(value.shape[2:])}", _row_bytes(value.detach().cpu(), places)
     if _is_plain(value):
-        return name, [repr(value).encode()] * count
+        return f"{name}={value!r}", []
     if isinstance(value, (list, tuple)):
-        return name, [repr(each).encode() for each in value]
+        return name, _told([repr(each).encode() for each in value])
     raise _not_by_row(f"{name!r}, a {type(value).__name__},", count)
 
 
-def _row_bytes(tensor: torch.Tensor, places: _Places | None) -> list[bytes]:
-    """What each row holds; between its first and its last token, where it has such places."""
+def _row_bytes(tensor: torch.Tensor, places: _Places | None) -> list[list[bytes]]:
+    """What each row holds, with how much that is; between its first and its last token, where it has such places."""
     count = tensor.shape[0]
-    if not tensor.numel():
-        return [b""] * count
-    held = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    size = len(held) // count
-    whole = [held[i * size : (i + 1) * size] for i in range(count)]
-    if places is None or tensor.shape[:2] != places.shape:
-        return whole
-    token, alike = size // tensor.shape[1], places.alike(tensor)
-    return [
-        row[start * token : end * token] if same else row
-        for row, (start, end), same in zip(whole, places.spans, alike, strict=True)
-    ]
+    shown = tensor.contiguous()
+    array: Array = (shown.view(torch.int16) if shown.dtype == torch.bfloat16 else shown).numpy()
+    held, size = array.tobytes(), array.nbytes // max(1, count)
+    if places is None or tensor.shape[:2] != places.shape or not size:
+        return [[b"%d:" % size] * count, [held[at : at + size] for at in range(0, size * count, size)] or [b""] * count]
+    token, alike = size // array.shape[1], places.alike(array)
+    starts = range(0, size * count, size)
+    spans = zip(starts, places.starts, places.ends, strict=True)
+    cut = [held[at + start * token : at + end * token] for at, start, end in spans]
+    if alike is None:
+        return _told(cut)
+    return _told([own if same else held[at : at + size] for own, same, at in zip(cut, alike, starts, strict=True)])
+
+
+def _told(parts: list[bytes]) -> list[list[bytes]]:
+    """What each row holds, after how much it is."""
+    return [[b"%d:" % len(part) for part in parts], parts]
 
 
 def _not_by_row(what: str, count: int) -> DataError:

@@ -12,7 +12,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from brewer_core.cache.about import ABOUT, mark_used, write_about
 from brewer_core.cache.index import Index
-from brewer_core.cache.layout import Layout, unpacked
+from brewer_core.cache.layout import Frame, Layout
 from brewer_core.cache.parts import SUFFIX, OpenFiles, Part, read_part, write_part
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import DataError
@@ -40,8 +40,17 @@ class _Pending:
     layout: Layout
     keys: list[bytes] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    bytes: int = 0
+    size_bytes: int = 0
+
+    def read(self, files: OpenFiles, row: int, buffers: list[memoryview]) -> bool:
+        """Copy a record into buffers, one after the other."""
+        del files
+        return copied(self.records[row], buffers)
+
+    def record(self, files: OpenFiles, row: int) -> bytes:
+        """A record."""
+        del files
+        return self.records[row]
 
 
 class Store:
@@ -97,55 +106,60 @@ class Store:
                 self.damaged += 1
                 warnings.warn(str(error), stacklevel=2)
 
-    def holding(self, rows: Rows) -> list[bool]:
-        """Of each row, whether its record is here, in a layout that fits the batch."""
-        return [
-            self._layout_of(number).fits(rows.length) if number is not None else False for number in self._find(rows)
-        ]
+    def find(self, rows: Rows) -> list[int | None]:
+        """The number of each row's record, which holds until the next one is kept; None where it is not here, or does not fit the batch."""
+        found = self._index.find(rows.keys)
+        if self._unflushed:
+            kept = self._unflushed
+            found = [-1 - kept[key] if key in kept else n for key, n in zip(rows.keys, found, strict=True)]
+        return [None if n is None or not self._layout_of(n).fits(rows.length) else n for n in found]
 
-    def read(self, rows: Rows) -> tuple[Features, list[int]] | None:
-        """The features of a batch, of which all rows are here, and the rows whose record turns out to be lost.
-
-        None where records are laid out in different ways, and cannot stand in one batch.
-        """
-        numbers = self._find(rows)
-        layouts = [self._layout_of(number) for number in numbers if number is not None]
-        if any(layout != layouts[0] for layout in layouts[1:]):
+    def read(self, rows: Rows, numbers: Sequence[int]) -> Features | None:
+        """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch."""
+        places = [self._place(number) for number in numbers]
+        layout = places[0][0].layout
+        if any(held.layout is not layout for held, _ in places):
             return None
-        return unpacked(layouts[0], rows, lambda row, buffers: self._read(rows.keys[row], numbers[row], buffers))
+        frame, files = Frame(layout, rows), self._files
 
-    def read_record(self, key: bytes, layout: Layout) -> bytes | None:
-        """The record of a key, where it is here in this layout."""
-        (number,) = self._index.find([key])
-        if key in self._unflushed and self._pending is not None and self._pending.layout == layout:
-            return self._pending.records[self._unflushed[key]]
-        if number is None or self._layout_of(number) != layout:
+        def read(row: int, buffers: list[memoryview]) -> bool:
+            held, at = places[row]
+            return held.read(files, at, buffers)
+
+        lost = frame.read(read)
+        for row in lost:
+            self._lose(rows.keys[row])
+        return None if lost else frame.features
+
+    def record(self, number: int, key: bytes, layout: Layout) -> bytes | None:
+        """The record of a number, where it is of this layout."""
+        held, at = self._place(number)
+        if held.layout != layout:
             return None
-        part, row = self._place(number)
-        record = part.record(self._files, row)
+        record = held.record(self._files, at)
         if record is None:
             self._lose(key)
         return record
 
-    def keep(self, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes], tokens: Sequence[int]) -> None:
+    def keep(self, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
         """Keep records, unless another builder has the lock, or the limit is reached; each key once."""
         if self._closed_to is not None or not self._has_lock():
             return
         if self._pending is not None and self._pending.layout != layout:
             self.flush()
-        pending = self._pending = self._pending or _Pending(layout)
-        for key, record, count in zip(keys, records, tokens, strict=True):
+        known = next((each.layout for each in reversed(self._parts) if each.layout == layout), layout)
+        pending = self._pending = self._pending or _Pending(known)
+        for key, record in zip(keys, records, strict=True):
             if key in self._unflushed:
                 continue
-            if self.limit_bytes is not None and self.size_bytes + pending.bytes + len(record) > self.limit_bytes:
+            if self.limit_bytes is not None and self.size_bytes + pending.size_bytes + len(record) > self.limit_bytes:
                 self._close_to(f"it has reached its limit of {readable(self.limit_bytes)}")
                 break
             self._unflushed[key] = len(pending.records)
             pending.keys.append(key)
             pending.records.append(record)
-            pending.tokens.append(count)
-            pending.bytes += len(record)
-        if pending.bytes >= PART_BYTES:
+            pending.size_bytes += len(record)
+        if pending.size_bytes >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -159,7 +173,7 @@ class Store:
         try:
             if self._lock is not None and not (self.folder / ABOUT).exists():  # one of those that build together
                 write_about(self.folder, self.about)
-            write_part(path, pending.layout, pending.keys, pending.records, pending.tokens)
+            write_part(path, pending.layout, pending.keys, pending.records)
         except Exception as error:  # safetensors raises an error of its own
             reason = system_reason(error)
             if reason is None:
@@ -205,6 +219,8 @@ class Store:
         )
 
     def _take(self, part: Part) -> None:
+        known = next((each.layout for each in reversed(self._parts) if each.layout == part.layout), part.layout)
+        part = replace(part, layout=known)  # the same object, so that equal ones are known at once
         first = self._first[-1] + len(self._parts[-1]) if self._parts else 0
         self._parts.append(part)
         self._first.append(first)
@@ -215,34 +231,16 @@ class Store:
     def _next(self) -> int:
         return 1 + max((int(name.partition("-")[0]) for name in self._known), default=-1)
 
-    def _find(self, rows: Rows) -> list[int | None]:
-        found = self._index.find(rows.keys)
-        if not self._unflushed:
-            return found
-        return [
-            -1 - self._unflushed[key] if key in self._unflushed else n for key, n in zip(rows.keys, found, strict=True)
-        ]
-
-    def _place(self, number: int) -> tuple[Part, int]:
+    def _place(self, number: int) -> tuple[Part | _Pending, int]:
+        """What holds a record, and where in it; numbers below 0 are of those that are not on disk yet."""
+        if number < 0:
+            assert self._pending is not None
+            return self._pending, -1 - number
         at = bisect_right(self._first, number) - 1
         return self._parts[at], number - self._first[at]
 
     def _layout_of(self, number: int) -> Layout:
-        if number < 0:
-            assert self._pending is not None
-            return self._pending.layout
         return self._place(number)[0].layout
-
-    def _read(self, key: bytes, number: int | None, buffers: list[memoryview]) -> bool:
-        assert number is not None
-        if number < 0:
-            assert self._pending is not None
-            return copied(self._pending.records[-1 - number], buffers)
-        part, row = self._place(number)
-        if part.read(self._files, row, buffers):
-            return True
-        self._lose(key)
-        return False
 
     def _lose(self, key: bytes) -> None:
         self._index.forget(key)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import nn
 
 from brewer_core.batches import side, teacher_cache, two_sided
 from brewer_core.cache.format import CacheFormat
-from brewer_core.cache.layout import Layout, packed, unpacked
+from brewer_core.cache.layout import Frame, Layout, packed
 from brewer_core.cache.rows import Key, Rows, rows_of, without_key
 from brewer_core.cache.store import Store, copied
 from brewer_core.cache_folder import cache_root
 from brewer_core.errors import RequestError
 from brewer_core.features import Features, features_read
-from brewer_core.fingerprints import fingerprint
+from brewer_core.fingerprints import changes, fingerprint
 from brewer_core.protocols import Batch, Teacher
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TEACHERS = "teachers"
 """The folder of teacher caches inside a cache folder."""
@@ -81,9 +87,10 @@ class CachedTeacher:
         self.limit_bytes = None if limit_gb is None else int(limit_gb * 1e9)
         self._builder, self._shares_lock = builder, shares_lock
         self._stores: dict[str, Store] = {}
-        self._identity = ""
+        self._identified, self._identity = _Identity(teacher), ""
         self._by_needs: dict[frozenset[str], Store] = {}
         self._asked = self._found = self._passes = 0
+        weakref.finalize(self, _close_all, self._stores)  # also where nobody closes it, and at the end of the process
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of the teacher's part of a batch; quickest on the CPU, before the batch moves to a device."""
@@ -99,21 +106,23 @@ class CachedTeacher:
             return self.teacher.features(self._without_key(batch), needs)
         rows = rows or self.rows(batch)
         store = self.store(needs)
-        held = store.holding(rows)
-        self._asked, self._found = self._asked + len(rows), self._found + sum(held)
-        if all(held):
-            got = store.read(rows)
-            if got is not None and not got[1]:
-                return got[0]
+        numbers = store.find(rows)
+        known = [number for number in numbers if number is not None]
+        self._asked, self._found = self._asked + len(rows), self._found + len(known)
+        if len(known) == len(rows):
+            read = store.read(rows, known)
+            if read is not None:
+                return read
         answer = self.teacher.features(self._without_key(batch), needs)
-        layout, computed = packed(self.format.applied(chosen(answer, needs)), rows)
-        records = _kept(store, layout, rows, computed)
-        features, _ = unpacked(layout, rows, lambda row, buffers: copied(records[rows.keys[row]], buffers))
-        return features
+        layout, computed = packed(chosen(answer, needs), rows, self.format)
+        records = _kept(store, layout, rows, store.find(rows), computed)
+        frame = Frame(layout, rows)
+        frame.read(lambda row, buffers: copied(records[rows.keys[row]], buffers))
+        return frame.features
 
     def store(self, needs: frozenset[str]) -> Store:
         """The cache of what is read of the teacher as it is now."""
-        identity = _identity(self.teacher)
+        identity = self._identified()
         if identity != self._identity:  # a weight has changed since
             self._close()
             self._identity = identity
@@ -153,22 +162,28 @@ class CachedTeacher:
         keeping = all(store.keeps_no_more is None for store in self._stores.values())
         if self._passes and keeping and self._asked > 2 * self._found:
             warnings.warn(
-                f"teacher cache: {self._found} of {self._asked} rows of this pass were found, and the others computed anew. Rows look random: "
-                "augmented ones are new in every pass, and so is a column that differs; name the column that tells rows apart "
+                f"teacher cache: {self._found} of {self._asked} rows of this pass were found, and the others computed anew. Rows look "
+                "random: augmented ones are new in every pass, and so is a column that differs; name the column that tells rows apart "
                 "(`key=`), or ignore the one that differs (`ignore=`). A feature without axes or mask is known again at one padded length "
                 "alone; let the adaptor return `inputs_mask` and `logits_mask`.",
                 stacklevel=2,
             )
         self._passes, self._asked, self._found = self._passes + 1, 0, 0
 
+    def __enter__(self) -> Self:
+        """The teacher itself; it is closed when the context is left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Flush, and let other processes build. It may be asked again afterwards."""
         self._close()
 
     def _close(self) -> None:
-        for store in self._stores.values():
-            store.close()
-        self._stores, self._by_needs = {}, {}
+        _close_all(self._stores)
+        self._by_needs = {}
 
     def _without_key(self, batch: Batch) -> Batch:
         if not two_sided(batch):
@@ -176,20 +191,26 @@ class CachedTeacher:
         return {**batch, "teacher": without_key(batch["teacher"], self.key)}
 
 
-def _kept(store: Store, layout: Layout, rows: Rows, computed: list[bytes]) -> dict[bytes, bytes]:
+def _kept(
+    store: Store, layout: Layout, rows: Rows, numbers: Sequence[int | None], computed: Sequence[bytes]
+) -> dict[bytes, bytes]:
     """The record of each key: the one that is known, else the one that was computed, which is kept."""
     records: dict[bytes, bytes] = {}
-    new: list[int] = []
-    for i, (key, record) in enumerate(zip(rows.keys, computed, strict=True)):
-        if key in records:
-            continue
-        known = store.read_record(key, layout)
-        records[key] = record if known is None else known
-        if known is None:
-            new.append(i)
-    keys = [rows.keys[i] for i in new]
-    store.keep(layout, keys, [computed[i] for i in new], [rows.tokens(i) for i in new])
+    new: dict[bytes, bytes] = {}
+    for key, number, record in zip(rows.keys, numbers, computed, strict=True):
+        if key not in records:
+            known = None if number is None else store.record(number, key, layout)
+            records[key] = record if known is None else known
+            if known is None:
+                new[key] = record
+    store.keep(layout, list(new), list(new.values()))
     return records
+
+
+def _close_all(stores: dict[str, Store]) -> None:
+    """Close stores, and have none."""
+    while stores:
+        stores.popitem()[1].close()
 
 
 def chosen(features: Features, needs: frozenset[str]) -> Features:
@@ -207,8 +228,25 @@ def _root(folder: Path | str | None) -> Path:
     return root
 
 
-def _identity(teacher: Teacher) -> str:
-    return teacher.identity() if isinstance(teacher, IdentifiedTeacher) else fingerprint(teacher)
+class _Identity:
+    """What makes a teacher answer as it does, worked out anew after a change of its weights."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._itself = isinstance(teacher, IdentifiedTeacher)
+        held = list(getattr(teacher, "__dict__", {}).values())
+        self._modules = [each for each in held if isinstance(each, nn.Module)]
+        self._changes: Any = None
+        self._latest = ""
+
+    def __call__(self) -> str:
+        if self._itself:
+            identity: str = self._teacher.identity()  # type: ignore[attr-defined]  # it has one
+            return identity
+        now = [changes(module) for module in self._modules]
+        if now != self._changes:
+            self._changes, self._latest = now, fingerprint(self._teacher)
+        return self._latest
 
 
 def _described(teacher: Teacher) -> Mapping[str, Any]:

@@ -320,6 +320,11 @@ def _print_fidelity(console: Console, fidelity: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(table)
+    terms = _table("term on a batch", ">live", ">cached")
+    for name, (live, kept) in fidelity["terms"].items():
+        terms.add_row(name, f"{live:.6g}", f"{kept:.6g}")
+    console.print()
+    console.print(terms)
     console.print(f"relative error of the student's gradient: {fidelity['gradient']:.1e}", highlight=False)
 
 

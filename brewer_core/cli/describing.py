@@ -20,6 +20,7 @@ _PLAIN = {"string": "text", "boolean": "true or false", "array": "list"}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 _SIZES = {"Length": "characters", "Items": "items", "Properties": "keys"}
 _AVERAGED = ("kd_loss", "match_loss")
+_SPARSE = {True: "some of the teacher's logits are enough", False: "no, all of the teacher's logits are needed"}
 _LINE = 70  # of JSON, beside its indent
 _WIDE = 100  # where nobody's terminal sets the width
 
@@ -63,6 +64,7 @@ def description(component: Component) -> dict[str, Any]:
         "text": component.text,
         "source": facts.source,
         "over": over,
+        "sparse": facts.sparse if "teacher_logits" in component.kind.positional else None,
         "inputs": _inputs(component),
         "options": _options(component),
         "distribution": where.distribution,
@@ -160,6 +162,7 @@ def _facts(one: Mapping[str, Any]) -> Any:
         "full name": one["full_name"],
         "source": one["source"],
         "mean over": one["over"] and f"the {one['over']}{' as a whole' if one['over'] == 'batch' else ''}",
+        "sparse": _SPARSE.get(one["sparse"]),
         "inputs": ", ".join(each["name"] for each in one["inputs"] if each["by"] == "position"),
         "by name": ", ".join(_named_input(each) for each in one["inputs"] if each["by"] == "name"),
         "from": f"{one['distribution']}{version} [{one['entry_point']}]",

@@ -130,6 +130,11 @@ class Component:
             ) from error
 
     def _check_facts(self) -> None:
+        if self.facts.sparse and "teacher_logits" not in self.kind.positional:
+            raise ComponentError(
+                f"{self.kind.title} `{self.name}` declares sparse=True; only what gets the teacher's logits may, a kd loss or "
+                "a temperature scheduler."
+            )
         known = {option.name for option in self.signature.options}
         for name in self.facts.positional:
             if name not in known:

@@ -28,6 +28,7 @@ class Facts:
     exempt: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
+    sparse: bool = False
 
 
 def component(
@@ -39,6 +40,7 @@ def component(
     exempt: Mapping[str, str] | None = None,
     example: Mapping[str, Any] | None = None,
     claims: Sequence[str] = (),
+    sparse: bool = False,
 ) -> Callable[[AnyCallable], AnyCallable]:
     """Declare facts about a component and return it unchanged, but for the attribute `__brewer_component__`.
 
@@ -50,6 +52,7 @@ def component(
     exempt: properties of `brewer_core.testing` that do not apply, each with the reason, which every report shows.
     example: options to test it with; needed where an option has no default.
     claims: properties that hold only where they are claimed, `t_squared` among them.
+    sparse: whether `SparseLogits` may be its `teacher_logits`: logits of which a cache kept only some classes.
 
     Raises ComponentError where a fact is not one of these.
     """
@@ -59,6 +62,8 @@ def component(
         raise ComponentError(f"positional={positional!r} must be a tuple of option names.")
     if isinstance(claims, str) or not all(isinstance(claim, str) for claim in claims):
         raise ComponentError(f"claims={claims!r} must be a tuple of names of properties.")
+    if not isinstance(sparse, bool):
+        raise ComponentError(f"sparse={sparse!r} must be True or False.")
     check_exempt(exempt or {})
     facts = Facts(
         over=over,
@@ -68,6 +73,7 @@ def component(
         exempt=dict(exempt or {}),
         example=dict(example or {}),
         claims=tuple(claims),
+        sparse=sparse,
     )
 
     def declare(implementation: AnyCallable) -> AnyCallable:

@@ -109,7 +109,7 @@ class DistillationConfig(PositionalConfig):
     kd_loss_type: Annotated[ComponentRef, OfKind("kd_loss", callables=True)] = ComponentRef("kd_loss", "ce")
     """The loss between the logits."""
     kd_loss_weight: Float = 1
-    """The factor of the loss between the logits."""
+    """The factor of the loss between the logits; with 0 it is not computed."""
     kd_loss_weight_scheduler: Annotated[
         ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
     ] = None

@@ -138,7 +138,7 @@ class Optimization(Config):
     gradient_checkpointing: Bool = False
     """Compute the student's inner states again in the backward pass instead of keeping them: less memory, more time."""
     compile: Backend = False
-    """Compile the student by torch.compile; the name of a backend, or true for torch's own."""
+    """Compile the student and its teachers by torch.compile; the name of a backend, or true for torch's own."""
     keep_best: Bool = True
     """Keep the checkpoint that `evaluation.best` names beside the latest ones."""
 

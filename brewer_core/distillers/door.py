@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -80,7 +81,7 @@ class Door:
             parts=lesson.parts,
             precision=self.config.autocast,
             arguments=arguments,
-            model_inputs=lambda batch: without_key(batch, self.config.cache_key),
+            model_inputs=self._without_keys(lesson),
         )
         teachers = {each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers}
         output = Path(self.config.output_dir)
@@ -104,15 +105,18 @@ class Door:
         state = processes.of_first(checkpoints.newest) if self.config.resume else None
         if state is not None:
             engine.load_state_dict(state)
+        given = [each.model for each in lesson.teachers]
         with processes.noticing_loss(), ExitStack() as caches:
             for teacher in teachers.values():
-                if isinstance(teacher, CachedTeacher):
+                if isinstance(teacher, CachedTeacher) and teacher not in given:
                     caches.callback(teacher.close)
             engine.train(request.dataloader, request.duration())
 
     def _teacher(
         self, taught_by: TaughtBy, lesson: Lesson, processes: Processes, arguments: Mapping[str, Any]
     ) -> Teacher:
+        if not isinstance(taught_by.model, nn.Module) and isinstance(taught_by.model, Teacher):
+            return taught_by.model
         teacher = LiveTeacher(
             taught_by.model,
             taught_by.adaptor,
@@ -131,6 +135,12 @@ class Door:
             builder=processes.rank,
             shares_lock=not processes.first,
         )
+
+    def _without_keys(self, lesson: Lesson) -> Callable[[Any], Any]:
+        """What takes a batch's columns out that tell its rows apart, which no model is given."""
+        given = [each.model.key for each in lesson.teachers if isinstance(each.model, CachedTeacher)]
+        keys = [key for key in (self.config.cache_key, *given) if isinstance(key, str)]
+        return lambda batch: functools.reduce(without_key, keys, batch)
 
     def _cache_folder(self, lesson: Lesson) -> Path | None:
         if self.config.cache == "off" and lesson.remembering:

@@ -9,17 +9,20 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from brewer_core.objective import Objective
-from brewer_core.protocols import ModelInfo, Strategy
+from brewer_core.protocols import ModelInfo, Strategy, Teacher
 
 Adaptor: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class TaughtBy:
-    """One teacher. position: its place in a list. weight: in the mean of several. tasks: its own; all if there are none."""
+    """One teacher. model: or a Teacher, which is asked as it is. position: its place in a list.
+
+    weight: in the mean of several. tasks: its own; all if there are none.
+    """
 
     name: str
-    model: nn.Module
+    model: nn.Module | Teacher
     adaptor: Adaptor
     position: int | None = None
     weight: float = 1.0
@@ -42,3 +45,8 @@ class Lesson:
     parts: nn.Module | None = None
     teachers: Sequence[TaughtBy] = ()
     remembering: bool = False
+
+    @property
+    def teacher_models(self) -> list[nn.Module]:
+        """The models of the teachers that are models, and no teachers of their own making."""
+        return [each.model for each in self.teachers if isinstance(each.model, nn.Module)]

@@ -43,7 +43,9 @@ class BasicDistiller(Trains):
     """Distillation of one teacher on one task, without intermediate matches.
 
     train_config: general settings. distill_config: the terms of the loss. model_T, model_S: teacher and student; the
-    student is trained in place. adaptor_T, adaptor_S: turn (batch, model outputs) into features.
+    student is trained in place.
+    In the place of a teacher's model a Teacher may stand, such as a CachedTeacher; its adaptor is None then.
+    adaptor_T, adaptor_S: turn (batch, model outputs) into features.
     registry: where components are looked up; the default one if None.
     strategy: who teaches what, by name, as `{"name": ..., options}`, or as a Strategy.
     Raises ConfigError where the distillation config names what does not exist.

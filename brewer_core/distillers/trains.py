@@ -65,7 +65,7 @@ class Trains(ABC):
     def __enter__(self) -> Self:
         """Put the trained model in training mode and the teachers in eval mode until the context is left."""
         lesson = self._lesson()
-        self._modes.enter(training=[lesson.student], evaluating=[teacher.model for teacher in lesson.teachers])
+        self._modes.enter(training=[lesson.student], evaluating=lesson.teacher_models)
         return self
 
     def __exit__(

@@ -72,7 +72,8 @@ class Feed:
         stream, size = iter(strategy.batches(loaders, generator)), self._accumulation
         passes = self._passes_begun
         for _ in range(self.total_steps - self.read):
-            self.ends_pass, passes = self._passes_begun > passes, self._passes_begun
+            begun = self._passes_begun
+            self.ends_pass, passes = begun > passes > 0, begun
             yield 0, itertools.islice(stream, size), size
 
     def _passes(self, strategy: Strategy, generator: Draws) -> Iterator[tuple[int, Iterator[MicroBatch], int]]:

@@ -53,6 +53,8 @@ class Settings:
     cross-entropy of a batch in which no row has a label is such a loss.
     on_nonfinite: `skip` leaves out a step that is not finite, with a warning, nonfinite_limit times in a training.
     split_when_full: where the memory runs out, halve the micro-batches and do the step again.
+    teachers_beside: on a GPU, teachers run on a stream of their own, beside the student: not where they are in parts, which all
+    processes run in one order, nor where what they answer lasts only until they are asked again (CUDA graphs).
     name_rows: how an error names rows, by the numbers that the batches hold under `row`.
     """
 
@@ -71,6 +73,7 @@ class Settings:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     nonfinite_limit: int = 10
     split_when_full: bool = False
+    teachers_beside: bool = True
     name_rows: Callable[[Sequence[int]], str] = numbered
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brewer_core.batches import move_to_device, rows
+from brewer_core.engine.ahead import answered, side_of
 from brewer_core.engine.feeding import MicroBatch
 from brewer_core.engine.figures import Part, told
 from brewer_core.engine.finite import Seen
@@ -56,6 +57,8 @@ class Gradients:
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
         self._keeping = {name: each for name, each in teachers.items() if isinstance(each, KeepingTeacher)}
         self._settings, self._processes, self._device = settings, processes, device
+        beside = settings.teachers_beside and bool(teachers) and not isinstance(running, Divided)
+        self._side = side_of(device) if beside else None
         self.halving = Halving(device, settings.parts, in_step=isinstance(running, Divided))
 
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
@@ -113,10 +116,14 @@ class Gradients:
     ) -> list[Seen]:
         """Forward and backward of a step's micro-batches."""
         recorded: list[Seen] = []
-        for number, (ready, shares) in enumerate(weighed, 1):
+        asked = answered(
+            enumerate(weighed, 1), lambda each: self._ask(each[1][0]), self._side, at_hand=isinstance(weighed, list)
+        )
+        for (number, (ready, shares)), answers in asked:
             task, batch = ready.task, ready.batch
             with self._running.accumulating(last=number == count):
-                losses = self._running(task, batch, self._ask(ready), step)
+                losses = self._running(task, batch, answers, step)
+                del answers  # what no gradient needs of them is free before the next are there
                 total, seen = self._total(losses, weights, shares, count)
                 scale = self._running.averaged
                 self._scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -152,7 +159,7 @@ class Gradients:
             return ((batch, None) for batch, _ in ready)
         step = of_all(self._processes, [own for _, own in ready if own is not None])
         by_items = self._settings.loss_normalization == "step"
-        return ((batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None)
+        return [(batch, Shares(self._learner, own, step, by_items)) for batch, own in ready if own is not None]
 
     def _prepared(self, task: str, batch: Batch, counting: bool = False) -> tuple[Ready, Counted | None]:
         """A micro-batch on the device, with what is read of it where it came from and not off the device, if that is the same."""

@@ -6,17 +6,20 @@ Shapes: B rows, L length, V vocabulary or classes, N valid positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
-from brewer_core.errors import AdaptorError, ShapeError
+from brewer_core.errors import AdaptorError, ConfigError, ShapeError
 from brewer_core.features import Counts, Features
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
+from brewer_core.sparse_logits import Kept, SparseLogits
+
+Logits = TypeVar("Logits", Tensor, "Tensor | SparseLogits")
 
 
 class LogitTerm(nn.Module):
@@ -24,6 +27,7 @@ class LogitTerm(nn.Module):
 
     temperature, scheduler: the base temperature, and what adjusts it to the logits.
     probability_shift: exchange the teacher's largest logit with that of the true label.
+    The teacher's logits may be SparseLogits, where `refuses_sparse` has nothing against it.
     """
 
     def __init__(self, loss: Method, temperature: float, scheduler: Method | None, probability_shift: bool) -> None:
@@ -40,9 +44,33 @@ class LogitTerm(nn.Module):
         depends = self.scheduler is not None and self.scheduler.component.facts.over == "batch"
         return "batch" if depends else self.loss.component.facts.over or "rows"
 
+    def refuses_sparse(self, kept: Kept) -> list[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
+        problems, needs_all = [], f"needs all of the teacher's logits, and the cache keeps {kept}"
+        loss, scheduler = self.loss.component, self.scheduler.component if self.scheduler else None
+        if not loss.facts.sparse:
+            problems.append(f"kd_loss_type: `{loss.name}` {needs_all}; use ce or kl, or keep them dense")
+        if scheduler and not scheduler.facts.sparse:
+            problems.append(
+                f"temperature_scheduler: `{scheduler.name}` {needs_all}; use cwsm or none, or keep them dense"
+            )
+        if self.probability_shift:
+            problems.append(
+                f"probability_shift: it needs the teacher's logit of the true label, and the cache keeps {kept}, the true one "
+                "perhaps not among them; set it to false, or keep them dense"
+            )
+        if kept.kind == "sampled" and (scheduler or self.temperature != 1):
+            asked = f"`{scheduler.name}` may set another" if scheduler else f"it is {self.temperature:g}"
+            problems.append(
+                f"temperature{'_scheduler' if scheduler else ''}: the cache keeps {kept}, drawn at a temperature of 1, and no loss "
+                f"of them is unbiased at another one, but {asked}; "
+                f"{'leave it out' if scheduler else 'set it to 1'}, or keep them as top_k or dense"
+            )
+        return problems
+
     def forward(self, student: Features, teacher: Features, step: Step) -> Tensor:
         """The unweighted loss, a scalar."""
-        heads, taught = student["logits"], teacher["logits"]
+        heads, taught = student["logits"], cast("tuple[Tensor | SparseLogits, ...]", teacher["logits"])
         if len(heads) != len(taught):
             raise AdaptorError(
                 f"the student's adaptor returns {len(heads)} logits and the teacher's {len(taught)}; return equally many."
@@ -60,37 +88,46 @@ class LogitTerm(nn.Module):
     def _head(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | SparseLogits,
         mask: Tensor | None,
         teacher_mask: Tensor | None,
         labels: Tensor | None,
         step: Step,
     ) -> Tensor:
+        if isinstance(teacher, SparseLogits):
+            self._check_sparse(teacher.kept)
         shared = teacher_mask is mask
         mask, teacher_mask = _positions(mask, student, "student"), _positions(teacher_mask, teacher, "teacher")
         labels = _by_position(labels, student)
         if self.probability_shift:
             _check_labels(labels, student)
-        valid = (_select(student, mask), _select(teacher, teacher_mask))
-        if valid[0].shape[0] != valid[1].shape[0]:
+        own, taught = _select(student, mask), _select(teacher, teacher_mask)
+        if own.shape[0] != taught.shape[0]:
             raise ShapeError(
-                f"student logits {tuple(student.shape)} have {valid[0].shape[0]} valid positions and teacher logits "
-                f"{tuple(teacher.shape)} {valid[1].shape[0]}; logits and logits_mask must agree."
+                f"student logits {tuple(student.shape)} have {own.shape[0]} valid positions and teacher logits "
+                f"{tuple(teacher.shape)} {taught.shape[0]}; logits and logits_mask must agree."
             )
         valid_labels = _select_labels(labels, student, mask)
-        valid = (valid[0], self._shifted(valid[1], valid_labels))
-        temperature = self._temperature(*valid, step)
+        taught = self._shifted(taught, valid_labels)
+        temperature = self._temperature(own, taught, step)
         if "mask" not in self.loss.component.signature.inputs or student.dim() != 3:
-            return self._scalar(self.loss(*valid, temperature, labels=valid_labels, progress=step.progress))
+            return self._scalar(self.loss(own, taught, temperature, labels=valid_labels, progress=step.progress))
         whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
         spread = _spread(temperature, whole, self.temperature)
-        aligned = self._shifted(teacher, labels) if shared else _in_places(valid[1], whole)
+        aligned = self._shifted(teacher, labels) if shared else _in_places(taught, whole)
         return self._scalar(self.loss(student, aligned, spread, mask=whole, labels=labels, progress=step.progress))
 
-    def _shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return probability_shift(teacher, labels) if self.probability_shift and labels is not None else teacher
+    def _check_sparse(self, kept: Kept) -> None:
+        problems = self.refuses_sparse(kept)
+        if problems:
+            raise ConfigError(problems, "DistillationConfig")
 
-    def _temperature(self, student: Tensor, teacher: Tensor, step: Step) -> float | Tensor:
+    def _shifted(self, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor | SparseLogits:
+        if isinstance(teacher, SparseLogits) or not self.probability_shift or labels is None:
+            return teacher
+        return probability_shift(teacher, labels)
+
+    def _temperature(self, student: Tensor, teacher: Tensor | SparseLogits, step: Step) -> float | Tensor:
         if self.scheduler is None:
             return self.temperature
         scheduled = self.scheduler(student.detach(), teacher.detach(), self.temperature, progress=step.progress)
@@ -124,7 +161,7 @@ def _masks(features: Features, heads: int) -> Sequence[Tensor | None]:
     return masks * heads if len(masks) == 1 else masks
 
 
-def _positions(mask: Tensor | None, logits: Tensor, side: str) -> Tensor | None:
+def _positions(mask: Tensor | None, logits: Tensor | SparseLogits, side: str) -> Tensor | None:
     """[B, L], bool: the valid positions of [B, L, V]; None where all are, and for [B, C], on which a mask has no effect."""
     if mask is None or logits.dim() != 3:
         return None
@@ -144,11 +181,11 @@ def _by_position(labels: Tensor | None, logits: Tensor) -> Tensor | None:
     return labels.reshape(logits.shape[:2])
 
 
-def _select(tensor: Tensor, mask: Tensor | None) -> Tensor:
+def _select(logits: Logits, mask: Tensor | None) -> Logits:
     """[N, V]: the valid positions of [B, L, V]; a mask has no effect on [B, C]."""
-    if tensor.dim() != 3:
-        return tensor
-    return tensor.reshape(-1, tensor.shape[-1]) if mask is None else tensor[mask]
+    if logits.dim() != 3:
+        return logits
+    return logits.flatten(0, 1) if mask is None else logits[mask]
 
 
 def _select_labels(labels: Tensor | None, logits: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -165,8 +202,10 @@ def _spread(temperature: float | Tensor, mask: Tensor, base: float) -> float | T
     return torch.full(mask.shape, base, dtype=temperature.dtype, device=mask.device).masked_scatter(mask, temperature)
 
 
-def _in_places(valid: Tensor, mask: Tensor) -> Tensor:
+def _in_places(valid: Tensor | SparseLogits, mask: Tensor) -> Tensor | SparseLogits:
     """[B, L, V]: the teacher's logits of its valid positions, [N, V], in those of the student; 0 elsewhere."""
+    if isinstance(valid, SparseLogits):
+        return valid.in_places(mask)
     return valid.new_zeros(*mask.shape, valid.shape[-1]).masked_scatter(mask.unsqueeze(-1), valid)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from brewer_core.components import Method
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
-from brewer_core.features import Features
+from brewer_core.features import Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
 
@@ -23,6 +23,11 @@ class Source:
 
     feature: str
     layers: int | tuple[int, ...] | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What is read, as needs name it."""
+        return names_of_layers(self.feature, self.layers)
 
     def __str__(self) -> str:
         return "-".join(map(str, self.layers)) if isinstance(self.layers, tuple) else str(self.layers)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from brewer_core.components.facts import Over
@@ -17,6 +18,7 @@ from brewer_core.objective.match_term import MatchTerm
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo, Needs, Step
 from brewer_core.registry import Registry
+from brewer_core.sparse_logits import Kept
 
 KD_TERM = "kd_loss"
 LABEL_TERM = "hard_label_loss"
@@ -82,19 +84,25 @@ class Objective(nn.Module):
         return MappingProxyType(self._weights)
 
     def needs(self) -> Needs:
-        """Names of the features that the terms read."""
+        """Names of the features that the terms read, of single layers where only those are: `hidden[3]`."""
         matches = self._match_terms()
-        logits = {"logits", "logits_mask"} if self.kd else set()
-        always = frozenset(logits | {"losses", "labels", "inputs_mask"})
+        logits = frozenset({"logits", "logits_mask"})
+        taught = frozenset({"inputs_mask"}) | (logits if self._compares_logits else frozenset())
+        own = frozenset({"losses", "labels", "inputs_mask"}) | (logits if self.kd else frozenset())
         named = {match.teacher for match in matches if match.teacher is not None}
         return Needs(
-            student=always | {match.sources[0].feature for match in matches},
-            every_teacher=always | {match.sources[1].feature for match in matches if match.teacher is None},
+            student=own.union(*(match.sources[0].names for match in matches)),
+            every_teacher=taught.union(*(match.sources[1].names for match in matches if match.teacher is None)),
             by_teacher={
-                name: frozenset(match.sources[1].feature for match in matches if match.teacher == name)
+                name: frozenset().union(*(match.sources[1].names for match in matches if match.teacher == name))
                 for name in named
             },
         )
+
+    @property
+    def _compares_logits(self) -> bool:
+        """Whether a loss between the logits ever counts: one of weight 0 is not computed."""
+        return self.kd is not None and (KD_TERM not in self._weights or self._weights[KD_TERM].base != 0)
 
     def weights(self, step: Step) -> dict[str, float]:
         """The factor of every term at a step."""
@@ -121,9 +129,18 @@ class Objective(nn.Module):
             return float(over(counts))
         return float(getattr(counts, "rows" if over == "batch" else over))
 
+    def refuses_sparse(self, kept: Kept) -> list[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
+        return self.kd.refuses_sparse(kept) if self.kd else []
+
     def kd_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
-        """The unweighted loss between the logits, where both sides have logits."""
-        if self.kd is None or "logits" not in student or "logits" not in teacher:
+        """The unweighted loss between the logits, where both sides have logits; 0 where its weight is, whatever they are."""
+        if self.kd is None or "logits" not in student:
+            return {}
+        if not self._compares_logits:
+            # A gradient of 0 is not none: an optimizer decays the weights of a head that has it.
+            return {KD_TERM: sum((head[..., :0].sum() for head in student["logits"]), torch.zeros(()))}
+        if "logits" not in teacher:
             return {}
         return {KD_TERM: self.kd(student, teacher, step)}
 

@@ -182,8 +182,8 @@ def _missing(teacher: CachedTeacher, asked: Asked, processes: Processes, size: i
     own = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[processes.rank :: processes.count]
     found = []
     for numbers, batch in _batches(asked, own, size):
-        held = store.holding(teacher.rows(batch))
-        found += [number for number, there in zip(numbers, held, strict=True) if not there]
+        held = store.find(teacher.rows(batch))
+        found += [number for number, place in zip(numbers, held, strict=True) if place is None]
     return found
 
 
@@ -198,7 +198,7 @@ def _seconds_per_token(form: CacheFormat, asked: Asked) -> float:
     """How long the teacher takes for a token, padding counted, by a batch that it has seen before."""
     rows, started = rows_of(asked.batch, ignore=NOT_OF_THE_ROW), time.perf_counter()
     features = asked.teacher.features(asked.batch, asked.needs)
-    packed(form.applied(chosen(features, asked.needs)), rows)  # waits for the device, too
+    packed(chosen(features, asked.needs), rows, form)  # waits for the device, too
     return (time.perf_counter() - started) / (count_rows(asked.batch) * (rows.length or 1))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brewer_core.cache import CachedTeacher, CacheFormat, chosen, packed, readable
@@ -19,6 +19,7 @@ from brewer_core.cache.rows import rows_of
 from brewer_core.cache_folder import cache_root
 from brewer_core.errors import AdaptorError, ConfigError, DataError
 from brewer_core.features import Features
+from brewer_core.learner import Learner
 from brewer_core.protocols import Batch, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText
 
@@ -87,6 +88,20 @@ def refusal(name: str, reason: str) -> ConfigError:
     return ConfigError([f"cache.path: teacher {name!r} cannot be cached, as {reason}"], "config")
 
 
+def check_form(
+    assembly: Assembly, path: str, learner: Learner, decisions: Mapping[str, Decision], asked: Mapping[str, Asked]
+) -> None:
+    """Raises ConfigError where the losses of a stage need more of the teachers' logits than the cache keeps. path: of its distillation."""
+    kept = CacheFormat(**assembly.config.cache.form).kept
+    logits = [each.features.first("logits") for name, each in asked.items() if decisions[name].folder is not None]
+    sizes = {int(head.shape[-1]) for head in logits if head is not None}
+    if kept is None or not sizes:
+        return
+    refused = learner.strategy.refuses_sparse(learner.objective, replace(kept, size=max(sizes)))
+    if refused:
+        raise ConfigError([f"{path}.{problem}" for problem in refused], "config")
+
+
 def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:
     """What stands against a cache; empty where nothing does."""
     if assembly.in_parts("teachers"):
@@ -118,7 +133,7 @@ def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
 def record_layout(form: CacheFormat, asked: Asked) -> Layout:
     """How records would lie, by the features of a few rows. Raises AdaptorError for features that cannot be kept by row."""
     rows = rows_of(asked.batch, ignore=NOT_OF_THE_ROW)
-    return packed(form.applied(chosen(asked.features, asked.needs)), rows)[0]
+    return packed(chosen(asked.features, asked.needs), rows, form)[0]
 
 
 def estimated_bytes(layout: Layout, lengths: Sequence[int]) -> int:
@@ -128,7 +143,7 @@ def estimated_bytes(layout: Layout, lengths: Sequence[int]) -> int:
 
 def held_bytes(assembly: Assembly, folder: Path, asked: Asked) -> int:
     """What is there of a teacher's cache already."""
-    with closing(cached(assembly, Decision(folder), asked)) as teacher:
+    with cached(assembly, Decision(folder), asked) as teacher:
         return teacher.store(asked.needs).size_bytes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brewer_core.config import ComponentRef, DistillStage
-from brewer_core.features import Features
+from brewer_core.features import Features, features_read, layers_read
 from brewer_core.objective import KD_TERM, LABEL_TERM, MatchTerm, Objective, Source
 from brewer_core.protocols import Step, Strategy
 from brewer_core.randomness import seeded
@@ -310,9 +310,9 @@ class _Stage:
         """A term of the strategy's own: what it reads beside the objective's terms."""
         del heard
         told, plain = self.strategy.needs(Objective(None)), Objective(None).needs()
-        reads = [_read(self.own, watching.student, each) for each in sorted(told.student - plain.student)]
+        reads = _further(self.own, watching.student, told.student, plain.student)
         for teacher, features in watching.teachers.items():
-            reads += [_read(teacher, features, each) for each in sorted(told.teacher(teacher) - plain.every_teacher)]
+            reads += _further(teacher, features, told.teacher(teacher), plain.every_teacher)
         return {"expression": name, "reads": tuple(reads), "used": (self.strategy_used,)}
 
     def _absent(self, name: str, weights: Sequence[float], watching: _Watching) -> str:
@@ -398,6 +398,13 @@ def _source(source: Source) -> tuple[str, Sequence[int] | None]:
 def _place(owner: str, source: Source) -> str:
     feature, layers = _source(source)
     return f"{owner}.{feature}" + ("" if layers is None else f"[{', '.join(map(str, layers))}]")
+
+
+def _further(owner: str, features: Features, told: Collection[str], plain: Collection[str]) -> list[Read]:
+    """What is read beside the features that always are, as far as there is any."""
+    names = sorted((features_read(told) - features_read(plain)) & set(features))
+    layers = {name: layers_read(told, name) for name in names}
+    return [_read(owner, features, name, None if (n := layers[name]) is None else sorted(n)) for name in names]
 
 
 def _masks(owner: str, features: Features, feature: str, mask: str) -> list[Read]:

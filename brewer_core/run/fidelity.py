@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from brewer_core.batches import move_to_device
-from brewer_core.cache import CachedTeacher, chosen, packed
-from brewer_core.cache.layout import unpacked
+from brewer_core.cache import CachedTeacher, CacheFormat, chosen, packed
+from brewer_core.cache.layout import Frame
 from brewer_core.cache.rows import Rows
 from brewer_core.cache.store import copied
 from brewer_core.features import Features
@@ -125,8 +125,10 @@ def _divergence(live: Tensor, kept: Tensor, mask: Tensor | None, temperature: fl
 
 def _unpadded(features: Features, rows: Rows) -> Features:
     """The features with zeros in all padding, as a cache gives them, and otherwise as they are."""
-    layout, records = packed(features, rows)
-    return unpacked(layout, rows, lambda row, buffers: copied(records[row], buffers))[0]
+    layout, records = packed(features, rows, CacheFormat())
+    frame = Frame(layout, rows)
+    frame.read(lambda row, buffers: copied(records[row], buffers))
+    return frame.features
 
 
 def _gradient_error(

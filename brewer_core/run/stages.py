@@ -20,7 +20,7 @@ from brewer_core.config.optimization import Optimization
 from brewer_core.config.run import TeacherRef
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import ConfigError
-from brewer_core.features import Features
+from brewer_core.features import Features, features_read
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import Objective
@@ -28,7 +28,7 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
-from brewer_core.run.caching import Asked, Decision, cached, closing_caches, decided, notes
+from brewer_core.run.caching import Asked, Decision, cached, check_form, closing_caches, decided, notes
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.loading import TextLoader
@@ -48,8 +48,9 @@ DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 class Lesson:
     """What a stage trains: a learner, on batches, with teachers.
 
-    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks. notes: what is said of it
-    when it begins. asked, decisions: what is asked of each teacher, and whether it is cached.
+    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
+    taught_by: the modules of its teachers. notes: what is said of it when it begins. asked, decisions: what is asked of each teacher,
+    and whether it is cached.
     """
 
     learner: Learner
@@ -57,6 +58,7 @@ class Lesson:
     loader: Any
     training: Optimization
     adaptors: Mapping[str, Callable[..., Any]]
+    taught_by: tuple[nn.Module, ...] = ()
     notes: Sequence[str] = ()
     asked: Mapping[str, Asked] = field(default_factory=dict)
     decisions: Mapping[str, Decision] = field(default_factory=dict)
@@ -136,15 +138,21 @@ def distill_lesson(
     _check_tasks(strategy, stage, path, list(sets))
     refs, adaptors = named_teachers(stage), assembly.adaptors(stage.student, stage.adaptors.student)
     needs = _needs(strategy, config, list(refs))
-    arguments = dict(student.forward_arguments(needs.student))
-    live = {name: _live_teacher(assembly, stage, ref, needs.teacher(name)) for name, ref in refs.items()}
+    asked = _asked_of_models(needs, stage.student, refs)
+    models = {name: assembly.model(name) for name in asked if name != stage.student} | {stage.student: student}
+    given = {name: models[name].forward_arguments(features) for name, features in asked.items()}
+    arguments = dict(given[stage.student])
+    live = {name: _live_teacher(assembly, stage, ref, given[ref.model]) for name, ref in refs.items()}
     samples = {
         task: move_to_device(few_rows(next(iter(sample)), stage.training), assembly.trying_device)
         for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
     }
     first, sample = next(iter(samples.items()))
     known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, arguments)
-    answers = {name: live[name].features(samples[ref.task or ""], needs.teacher(name)) for name, ref in refs.items()}
+    answers = {
+        name: live[name].features(samples[ref.task or ""], features_read(needs.teacher(name)))
+        for name, ref in refs.items()
+    }
     infos = {
         name: ModelInfo.of(name, answers[name], ref.weight, (ref.task,) if ref.task else ())
         for name, ref in refs.items()
@@ -167,7 +175,7 @@ def distill_lesson(
         arguments=arguments,
         model_inputs=model_inputs,
     )
-    asked = {
+    taught = {
         name: Asked(
             name,
             live[name],
@@ -179,14 +187,24 @@ def distill_lesson(
         )
         for name, task in ((name, ref.task or "") for name, ref in refs.items())
     }
-    decisions = {name: decided(assembly, strategy, each) for name, each in asked.items()}
+    decisions = {name: decided(assembly, strategy, each) for name, each in taught.items()}
+    check_form(assembly, f"{path}.distillation", learner, decisions, taught)
     teachers: dict[str, Teacher] = dict(live)
     if caching:
         teachers |= {
-            name: cached(assembly, decisions[name], each) for name, each in asked.items() if decisions[name].folder
+            name: cached(assembly, decisions[name], each) for name, each in taught.items() if decisions[name].folder
         }
-    loader = loaders if strategy.several_tasks else loaders[first]
-    return Lesson(learner, teachers, loader, stage.training, adaptors, notes(decisions), asked, decisions)
+    return Lesson(
+        learner,
+        teachers,
+        loaders if strategy.several_tasks else loaders[first],
+        stage.training,
+        adaptors,
+        tuple(teacher.model for teacher in live.values()),
+        notes(decisions),
+        taught,
+        decisions,
+    )
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
@@ -248,7 +266,7 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if training.checkpoint_every_steps else None,
     )
-    modes, stopwatch = training_modes(lesson.learner.student, training), Stopwatch()
+    modes, stopwatch = training_modes(lesson.learner.student, training, teachers=lesson.taught_by), Stopwatch()
     with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device), modes:
         lesson.learner.train()
         engine = Engine(
@@ -314,6 +332,7 @@ def _settings(assembly: Assembly, lesson: Lesson, stop: StopRequest) -> Settings
         on_nonfinite=training.on_nonfinite,
         nonfinite_limit=training.nonfinite_limit,
         split_when_full=training.batch_size == "auto",
+        teachers_beside="teachers" not in assembly.config.fsdp and training.compile != "cudagraphs",
         name_rows=assembly.named_rows,
     )
 
@@ -345,24 +364,36 @@ def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequ
 
 
 def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[str]) -> Needs:
-    """What the models must give: asked before the objective is there, which needs their widths."""
+    """What the models must give: asked before the objective is there, which needs the widths of all layers."""
     own = strategy.needs(Objective(None))
-    of_all = {"logits", *(match.feature for match in config.matches if match.teacher is None)}
+    logits = frozenset({"logits"})
+    of_all = {match.feature for match in config.matches if match.teacher is None}
+    of_all |= logits if config.kd_loss_weight else frozenset()
     by_teacher = {
         name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
         for i, name in enumerate(teachers)
     }
-    return Needs(own.student | of_all | {m.feature for m in config.matches}, own.every_teacher | of_all, by_teacher)
+    matched = {match.feature for match in config.matches}
+    return Needs(own.student | logits | matched, own.every_teacher | of_all, by_teacher)
 
 
-def _live_teacher(assembly: Assembly, stage: DistillStage, ref: TeacherRef, needs: frozenset[str]) -> LiveTeacher:
-    loaded = assembly.model(ref.model)
+def _asked_of_models(needs: Needs, student: str, teachers: Mapping[str, TeacherRef]) -> dict[str, frozenset[str]]:
+    """The features that each model is asked for, by its name: one that stands for several teachers for those of all."""
+    asked = {student: features_read(needs.student)}
+    for name, ref in teachers.items():
+        asked[ref.model] = asked.get(ref.model, frozenset()) | features_read(needs.teacher(name))
+    return asked
+
+
+def _live_teacher(
+    assembly: Assembly, stage: DistillStage, ref: TeacherRef, arguments: Mapping[str, Any]
+) -> LiveTeacher:
     return LiveTeacher(
-        assembly.placed(loaded.model, "teachers"),
+        assembly.placed(assembly.model(ref.model).model, "teachers"),
         assembly.adaptors(ref.model, ref.adaptor or stage.adaptors.teacher)[ref.task or ""],
         assembly.device,
         precision=assembly.config.precision,
-        arguments=loaded.forward_arguments(needs),
+        arguments=arguments,
         model_inputs=model_inputs,
     )
 

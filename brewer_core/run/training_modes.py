@@ -1,9 +1,9 @@
-"""Gradient checkpointing and torch.compile, on a student for as long as it is trained and no longer."""
+"""Gradient checkpointing and torch.compile, on a student and its teachers for as long as it is trained and no longer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,19 +13,26 @@ from torch import nn
 
 from brewer_core.config.optimization import Optimization
 from brewer_core.errors import ConfigError, did_you_mean
+from brewer_core.sharding import is_sharded
 
 
 @contextmanager
-def training_modes(student: nn.Module, training: Optimization, path: str = "training") -> Iterator[None]:
+def training_modes(
+    student: nn.Module, training: Optimization, path: str = "training", teachers: Sequence[nn.Module] = ()
+) -> Iterator[None]:
     """Switch on what a training asks for, and off again however it ends.
 
-    path: where the training stands in the config. Raises ConfigError where the student or torch does not have it.
+    path: where the training stands in the config. teachers: compiled with the student, each once, unless it is in parts.
+    Raises ConfigError where the student or torch does not have it.
     """
     with contextlib.ExitStack() as modes:
         if training.gradient_checkpointing:
             modes.enter_context(_checkpointing(student, f"{path}.gradient_checkpointing"))
         if training.compile:
-            modes.enter_context(_compiled(student, training.compile, f"{path}.compile"))
+            whole = [
+                teacher for teacher in dict.fromkeys(teachers) if teacher is not student and not is_sharded(teacher)
+            ]
+            modes.enter_context(_compiled([student, *whole], training.compile, f"{path}.compile"))
         yield
 
 
@@ -67,15 +74,17 @@ def _no_checkpointing(student: nn.Module, path: str) -> str:
 
 
 @contextmanager
-def _compiled(student: nn.Module, backend: bool | str, path: str) -> Iterator[None]:
-    """In place, so that the names of its weights stay."""
+def _compiled(models: Sequence[nn.Module], backend: bool | str, path: str) -> Iterator[None]:
+    """In place, so that the names of their weights stay."""
     _check_backend(backend, path)
-    before = student._compiled_call_impl
-    student.compile(**({} if backend is True else {"backend": backend}))
+    before = [model._compiled_call_impl for model in models]
+    for model in models:
+        model.compile(**({} if backend is True else {"backend": backend}))
     try:
         yield
     finally:
-        student._compiled_call_impl = before  # torch has no public way back
+        for model, call in zip(models, before, strict=True):
+            model._compiled_call_impl = call  # torch has no public way back
         torch.compiler.reset()  # what was compiled counts against torch's limit for the next stage
 
 

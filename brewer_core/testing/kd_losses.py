@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from brewer_core.components import Method
-from brewer_core.testing.conformance import does_not_apply, require
+from brewer_core.errors import RequestError
+from brewer_core.sparse_logits import SparseLogits
+from brewer_core.testing.conformance import SEED, does_not_apply, require
 from brewer_core.testing.losses import LossConformance, LossInputs
 from brewer_core.testing.tensors import CLASSES, LENGTH, ROWS, close, finite, seeded_tensors, valid_tokens
 
@@ -17,6 +19,9 @@ WARM, HOT = 32.0, 128.0
 """Temperatures so high that gradients times their square have reached their limit."""
 
 TEMPERATURE_TOLERANCE = 0.1
+
+SOME, DRAWS = 2, 20
+"""Classes that are kept, and draws from all of them, of a teacher whose logits are sparse."""
 
 
 class KDLossConformance(LossConformance):
@@ -105,6 +110,44 @@ class KDLossConformance(LossConformance):
             f"at {HOT:g}; multiply by the temperature's square",
         )
 
+    def test_sparse_teacher(self) -> None:
+        """Where it declares `sparse=True`, SparseLogits of all classes give what the tensor gives, and those of some a finite loss."""
+        if not self.subject.facts.sparse:
+            does_not_apply("it needs all of the teacher's logits: it does not declare @component(sparse=True)")
+        given = self.inputs()
+        whole = SparseLogits.top_k(given.teacher, CLASSES)
+        for temperature in (1.0, 2.0):
+            value, gradient = self._with_gradient(given, given.teacher, temperature)
+            found, own = self._with_gradient(given, whole, temperature)
+            require(
+                close(found, value),
+                f"is {float(found):.6g} for sparse logits of all classes and {float(value):.6g} for all",
+            )
+            require(
+                close(own * 1e2, gradient * 1e2), "has another gradient for sparse logits of all classes than for all"
+            )
+        some, drawn = SparseLogits.top_k(given.teacher, SOME), self._drawn(given.teacher)
+        for sparse, temperatures in ((some, (1.0, 2.0)), (drawn, (1.0,))):
+            for temperature in temperatures:
+                self._require_finite_sparse(given, sparse, temperature)
+
+    def _require_finite_sparse(self, given: LossInputs, sparse: SparseLogits, temperature: float) -> None:
+        try:
+            found = self._with_gradient(given, sparse, temperature)
+        except RequestError:  # it may take one kind alone, where it says so
+            return
+        require(finite(*found), f"or its gradient is not finite where the teacher keeps {sparse.kept}")
+
+    def _with_gradient(self, given: LossInputs, teacher: Any, temperature: float) -> tuple[Tensor, Tensor]:
+        student = given.student.detach().clone().requires_grad_()
+        value = self._at(self._made(given), replace(given, student=student, teacher=teacher), temperature)
+        (gradient,) = torch.autograd.grad(value, [student])
+        return value.detach(), gradient
+
+    @staticmethod
+    def _drawn(teacher: Tensor) -> SparseLogits:
+        return SparseLogits.sampled(teacher, DRAWS, torch.Generator().manual_seed(SEED))
+
     @property
     def _names_mask(self) -> bool:
         return "mask" in self.subject.signature.inputs
@@ -122,9 +165,7 @@ class KDLossConformance(LossConformance):
 
     def _gradient_at(self, temperature: float) -> Tensor:
         given = self.inputs()
-        student = given.student.detach().clone().requires_grad_()
-        value = self._at(self._made(given), replace(given, student=student), temperature)
-        (gradient,) = torch.autograd.grad(value, [student])
+        _, gradient = self._with_gradient(given, given.teacher, temperature)
         # scaled up: `close` takes gradients of a hundredth for those of rounding
         return gradient * 1e3
 

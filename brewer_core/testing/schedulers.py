@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from brewer_core.testing.conformance import Conformance, require
-from brewer_core.testing.tensors import CLASSES, LENGTH, ROWS, same_bits, seeded_tensors
+from brewer_core.sparse_logits import SparseLogits
+from brewer_core.testing.conformance import Conformance, does_not_apply, require
+from brewer_core.testing.tensors import CLASSES, LENGTH, ROWS, close, same_bits, seeded_tensors
 
 STEPS = 20
 BASE = 4.0
@@ -116,6 +117,16 @@ class TemperatureSchedulerConformance(Conformance):
         same = all(map(same_bits, values[:3], values[:2:-1]))
         require(same, "gives another temperature when it is asked again")
 
+    def test_sparse_teacher(self) -> None:
+        """Where it declares `sparse=True`, it gives for SparseLogits of the teacher what it gives for the tensor."""
+        if not self.subject.facts.sparse:
+            does_not_apply("it needs all of the teacher's logits: it does not declare @component(sparse=True)")
+        student, teacher = self.logits()[0]
+        expected = torch.as_tensor(self._at(student, teacher))
+        for kept in (1, CLASSES):
+            found = torch.as_tensor(self._at(student, SparseLogits.top_k(teacher, kept)))
+            require(close(found, expected), f"gives another temperature where {kept} of {CLASSES} classes are kept")
+
     def test_inputs_unchanged(self) -> None:
         """The logits are left as they were."""
         student, teacher = self.logits()[0]
@@ -123,6 +134,6 @@ class TemperatureSchedulerConformance(Conformance):
         self._at(student, teacher)
         require(all(map(same_bits, before, (student, teacher))), "changes its inputs in place; make new tensors")
 
-    def _at(self, student: Tensor, teacher: Tensor, progress: float = 0.5) -> Any:
+    def _at(self, student: Tensor, teacher: Tensor | SparseLogits, progress: float = 0.5) -> Any:
         mask = torch.ones(student.shape[:-1], dtype=torch.bool) if student.dim() == 3 else None
         return self.bound()(student, teacher, BASE, progress=progress, mask=mask)

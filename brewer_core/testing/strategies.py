@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from brewer_core.features import Features
 from brewer_core.protocols import ModelInfo, Needs, Step, Strategy
+from brewer_core.sparse_logits import Kept
 from brewer_core.testing.conformance import SEED, Conformance, does_not_apply, require
 from brewer_core.testing.tensors import (
     CLASSES,
@@ -71,6 +72,10 @@ class Terms:
     def label_terms(self, student: Features) -> Mapping[str, Tensor]:
         """The student's own loss."""
         return self._noted("hard_label_loss", student["losses"][0].mean()) if student.get("losses") else {}
+
+    def refuses_sparse(self, kept: Kept) -> Sequence[str]:
+        """Its loss between the logits needs all of them."""
+        return [f"kd_loss_type: it needs all of the teacher's logits, and the cache keeps {kept}; keep them dense"]
 
     def _noted(self, name: str, value: Tensor) -> dict[str, Tensor]:
         factor = torch.ones((), requires_grad=True)

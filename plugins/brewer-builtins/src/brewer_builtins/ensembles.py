@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from brewer_core import Feature, Features, ShapeError
+from brewer_core import Feature, Features, Kept, RequestError, ShapeError, SparseLogits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,15 +23,33 @@ def averaged(teachers: Mapping[str, Features], weights: Mapping[str, float], tem
     where None, one of logits.
     Each teacher's own `logits_mask` says which of its positions count, or the first one's where it has none; the mean
     stands in the places of the first one's.
-    Raises ShapeError where the teachers differ in heads, classes or the number of valid positions.
+    Raises ShapeError where the teachers differ in heads, classes or the number of valid positions, and RequestError where
+    one of several gives SparseLogits.
     """
     giving = {name: features for name, features in teachers.items() if features.get("logits")}
     if not giving:
         return next(iter(teachers.values()))
     first = next(iter(giving.values()))
+    sparse = [each.kept for features in giving.values() for each in _heads(features) if isinstance(each, SparseLogits)]
+    if sparse and len(giving) == 1:
+        return first
+    if sparse:
+        raise RequestError(f"{no_mean(sparse[0])}.")
     _check_alike("heads of logits", {name: len(features["logits"]) for name, features in giving.items()})
     heads = [_mean(giving, i, [weights[name] for name in giving], temperature) for i in range(len(first["logits"]))]
     return first.replace(logits=Feature(tuple(heads), first.axes("logits")))
+
+
+def no_mean(kept: Kept) -> str:
+    """Why logits of which only some are kept have no mean, as a sentence with the key that it is about."""
+    return (
+        f"strategy: the mean of several teachers needs all of their logits, and the cache keeps {kept}; keep them dense, or give "
+        "each task one teacher"
+    )
+
+
+def _heads(features: Features) -> tuple[Tensor | SparseLogits, ...]:
+    return cast("tuple[Tensor | SparseLogits, ...]", features["logits"])
 
 
 def _mean(teachers: Mapping[str, Features], head: int, weights: Sequence[float], temperature: float | None) -> Tensor:

@@ -17,7 +17,7 @@ def shortened(model: Any, layers: Sequence[int]) -> Any:
     """
     prefix = _list_of_layers(model)
     _check_layers(layers, model.config.num_hidden_layers)
-    short = type(model)(_with_layers(model.config, layers))
+    short = type(model)(_with_layers(copied(model.config), layers))
     try:
         short.load_state_dict(_renumbered(model.state_dict(), prefix, layers))
     except RuntimeError as error:
@@ -52,9 +52,16 @@ def _check_layers(layers: Sequence[int], count: int) -> None:
             )
 
 
-def _with_layers(config: Any, layers: Sequence[int]) -> Any:
-    short = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
+def copied(config: Any) -> Any:
+    """A config for another model of the same class, whose attention is the class's own, not what a stage made of it."""
+    config = copy.deepcopy(config)
+    if not config.output_attentions:
+        config._attn_implementation = None
+    return config
+
+
+def _with_layers(short: Any, layers: Sequence[int]) -> Any:
+    kinds = getattr(short, "layer_types", None)
     if kinds is not None:
         short.layer_types = [kinds[layer] for layer in layers]
     short.num_hidden_layers = len(layers)

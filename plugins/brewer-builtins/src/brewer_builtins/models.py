@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from brewer_builtins.extras import extra, reason
-from brewer_builtins.layers import shortened
+from brewer_builtins.layers import copied, shortened
 from brewer_core import LoadedModel, RequestError, Task, hookimpl
 
 Scalar = bool | int | float | str | None
@@ -146,7 +146,7 @@ def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], task: Task
 
 def _with_head(model: Any, task: Task, num_labels: int) -> Any:
     """A copy of a model with a head for other classes, drawn anew as far as it is of another size."""
-    headed = type(model)(_with_labels(copy.deepcopy(model.config), task, num_labels))
+    headed = type(model)(_with_labels(copied(model.config), task, num_labels))
     sizes = {name: tensor.shape for name, tensor in headed.state_dict().items()}
     kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.shape == sizes[name]}
     headed.load_state_dict(kept, strict=False)
@@ -159,11 +159,17 @@ def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
+    own_attention = getattr(
+        model.config, "_attn_implementation", None
+    )  # sdpa, or what else is fused, where there is any
+
     def forward_arguments(needs: frozenset[str]) -> Mapping[str, Any]:
         arguments = {"output_hidden_states": True} if "hidden" in needs else {}
         if "attention" in needs:
             model.set_attn_implementation("eager")  # the others never hold the attention as a whole
             arguments["output_attentions"] = True
+        elif own_attention is not None and model.config._attn_implementation != own_attention:
+            model.set_attn_implementation(own_attention)  # an earlier stage read attention
         return arguments
 
     return LoadedModel(model, tokenizer, save, forward_arguments, origin, _longest(model.config))

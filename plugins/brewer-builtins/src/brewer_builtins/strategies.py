@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from brewer_builtins.ensembles import averaged
-from brewer_core import Draws, Features, ModelInfo, Objective, RequestError, Step, Strategy, cycle, hookimpl
+from brewer_builtins.ensembles import averaged, no_mean
+from brewer_core import Draws, Features, Kept, ModelInfo, Objective, RequestError, Step, Strategy, cycle, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,14 +66,21 @@ class MultiTeacher(Strategy):
         ] = "logits",
     ) -> None:
         self.average = average
-        self._weights: dict[str, float] = {}
+        self._teachers: dict[str, ModelInfo] = {}
 
     def build(self, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
-        """Note the teachers' weights; nothing is trained here. Raises RequestError where there is no teacher."""
+        """Note the teachers; nothing is trained here. Raises RequestError where there is none."""
         del student
         if not teachers:
             raise RequestError("the strategy `multi_teacher` needs a teacher, and there is none.")
-        self._weights = {name: info.weight for name, info in teachers.items()}
+        self._teachers = dict(teachers)
+
+    def refuses_sparse(self, objective: Objective, kept: Kept) -> Sequence[str]:
+        """What stands against logits of which only some are kept: that they have no mean, where a task has several teachers."""
+        giving = [info for info in self._teachers.values() if not info.widths or "logits" in info.widths]
+        tasks = {task for info in giving for task in info.tasks} or {""}
+        several = any(sum(info.teaches(task) for info in giving) > 1 for task in tasks)
+        return [*objective.refuses_sparse(kept), *([no_mean(kept)] if several else [])]
 
     def terms(
         self, task: str, student: Features, teachers: Mapping[str, Features], objective: Objective, step: Step
@@ -81,7 +88,7 @@ class MultiTeacher(Strategy):
         """The losses against the mean of the teachers and against the features that matches name, and the student's own."""
         del task
         temperature = objective.temperature if self.average == "probabilities" else None
-        weights = {name: self._weights.get(name, 1.0) for name in teachers}
+        weights = {name: self._teachers[name].weight if name in self._teachers else 1.0 for name in teachers}
         return {
             **objective.kd_terms(student, averaged(teachers, weights, temperature), step),
             **objective.match_terms(student, teachers, step),
@@ -108,12 +115,6 @@ class MultiTask(MultiTeacher):
     ) -> None:
         super().__init__(average=average)
         self.tau = tau
-        self._tasks: dict[str, ModelInfo] = {}
-
-    def build(self, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> None:
-        """Note who teaches what; nothing is trained here. Raises RequestError where there is no teacher."""
-        super().build(student, teachers)
-        self._tasks = dict(teachers)
 
     def batches(self, loaders: Any, generator: Draws) -> Iterator[tuple[str, Any]]:
         """Batches of tasks that are drawn one by one; uniformly where the size of any task is not known."""
@@ -123,7 +124,7 @@ class MultiTask(MultiTeacher):
 
     def teachers_for(self, task: str, teachers: Sequence[str]) -> Sequence[str]:
         """The teachers of a task. Raises RequestError where it has none."""
-        asked = [name for name in teachers if name not in self._tasks or self._tasks[name].teaches(task)]
+        asked = [name for name in teachers if name not in self._teachers or self._teachers[name].teaches(task)]
         if not asked:
             raise RequestError(f"the task {task!r} has no teacher; there are {', '.join(teachers) or 'none'}.")
         return asked

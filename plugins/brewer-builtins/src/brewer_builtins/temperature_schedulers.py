@@ -2,7 +2,7 @@
 
 Shapes: N positions, B rows, L length, V classes or vocabulary. Each takes [N, V] or [B, L, V] and gives a temperature for
 each position. Those that compare a position with the others of its batch are declared `over="batch"`: any loss under
-them depends on the batch as a whole.
+them depends on the batch as a whole. Those that do not look at the teacher's logits are declared `sparse=True`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_core import ShapeError, component, hookimpl
+from brewer_core import ShapeError, SparseLogits, component, hookimpl
 
 Beta = Annotated[
     float,
@@ -29,7 +29,8 @@ Floor = Annotated[
 ]
 
 
-def constant(student_logits: Tensor, teacher_logits: Tensor, base_temperature: float) -> float:
+@component(sparse=True)
+def constant(student_logits: Tensor, teacher_logits: Tensor | SparseLogits, base_temperature: float) -> float:
     """The base temperature, whatever the logits."""
     del student_logits, teacher_logits
     return base_temperature
@@ -81,9 +82,15 @@ def flsw(
     source="Wen et al. 2019, arXiv:1911.07471",
     name="Confidence weighted by student max",
     example={"beta": 1.0},
+    sparse=True,
 )
 def cwsm(
-    student_logits: Tensor, teacher_logits: Tensor, base_temperature: float, *, beta: Beta, floor: Floor = 0.1
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits,
+    base_temperature: float,
+    *,
+    beta: Beta,
+    floor: Floor = 0.1,
 ) -> Tensor:
     """Confidence weighted by student max: lower temperatures where the student is less sure.
 

@@ -1,4 +1,4 @@
-"""is_caching_logits: a teacher is asked about each row once, and the student is the one that an asked teacher gives."""
+"""A cached teacher is asked about each row once, and the student is the one that an asked teacher gives."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from brewer_core import (
     TrainingConfig,
 )
 from brewer_core.cache import CachedTeacher
-from brewer_core.errors import AdaptorError, BrewerError, DataError
 from brewer_core.cache.rows import rows_of
+from brewer_core.errors import AdaptorError, BrewerError, DataError
+from brewer_core.teachers import LiveTeacher
 from tiny import Tiny, adaptor, assert_same, mappings, table, tuples, weights
 
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 16]}
@@ -155,20 +156,36 @@ def test_the_config_is_not_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("door", ["General", "MultiTeacher"])
-def test_matches_of_hidden_states_are_warned_of_and_taught_anew(door: str, tmp_path: Path) -> None:
-    case = {
-        "adapt": adaptor("row_logits", "hidden", "mask"),
-        "intermediate_matches": [{**MATCH, **({"teacher": 0} if door == "MultiTeacher" else {})}],
-    }
-    expected, _, _ = distilled(door, tmp_path / "asked", False, **case)
-    with pytest.warns(UserWarning, match="is_caching_logits") as caught:
-        ours, teachers, _ = distilled(door, tmp_path / "remembered", True, **case)
-    assert [str(warning.message) for warning in caught] == [
-        "is_caching_logits keeps logits alone, and matches read more of the teacher: it answers for every batch anew."
-    ]
-    assert caught[0].filename == __file__
-    assert_same(ours, expected)
-    assert [len(teacher.asked) for teacher in teachers] == [15, 5][: len(teachers)]
+def test_hidden_states_that_matches_read_are_kept_too(door: str, tmp_path: Path) -> None:
+    match = {**MATCH, **({"teacher": 0} if door == "MultiTeacher" else {})}
+    case = {"adapt": adaptor("row_logits", "hidden", "mask"), "intermediate_matches": [match]}
+    assert_remembered(door, tmp_path, **case)
+
+
+def test_a_second_training_asks_the_teacher_nothing(tmp_path: Path) -> None:
+    case = {"adapt": adaptor("row_logits", "hidden", "mask"), "intermediate_matches": [MATCH]}
+    first, _, _ = distilled("General", tmp_path, True, **case)
+    second, teachers, _ = distilled("General", tmp_path, True, **case)
+    assert_same(second, first)
+    assert teachers[0].asked == []
+
+
+def test_a_teacher_that_is_cached_already_takes_the_place_of_a_model(tmp_path: Path) -> None:
+    expected, _, _ = distilled("General", tmp_path, False)
+    torch.manual_seed(0)
+    numpy.random.seed(0)
+    asked, _, student = Asked(16, 3), Asked(12, 2), Tiny(8, 2, dropout=0.1)
+    columns = [{**row, "id": torch.tensor(i)} for i, row in enumerate(mappings(table(20)))]
+    live = LiveTeacher(asked, ADAPTORS["rows"], torch.device("cpu"))
+    with CachedTeacher(live, key="id") as teacher:
+        config = TrainingConfig(output_dir=str(tmp_path), device="cpu", gradient_accumulation_steps=2)
+        terms = DistillationConfig(hard_label_weight=0.5)
+        distiller = GeneralDistiller(config, terms, teacher, student, None, ADAPTORS["rows"])
+        loader = DataLoader(columns, batch_size=4, shuffle=True)
+        with distiller:
+            distiller.train(torch.optim.AdamW(student.parameters(), lr=1e-2), loader, num_epochs=3)
+    assert_same(weights(student), expected)
+    assert asked.asked == [4] * 5
 
 
 # Padding
@@ -224,12 +241,15 @@ def test_texts_are_known_again_whatever_they_are_padded_to(heads: str, tmp_path:
         distiller.train(torch.optim.SGD(student.parameters(), lr=0.5), loader, 4)
         return weights(student), teacher
 
-    (expected, _), (ours, teacher) = trained(False), trained(True)
-    assert_same(ours, expected, atol=1e-6)
-    if heads == "unmasked tokens":  # the padding itself is taught, so a text that is padded anew is asked about anew
-        assert len(teacher.asked) > 5
-    else:
+    expected, _ = trained(False)
+    if heads != "unmasked tokens":
+        ours, teacher = trained(True)
         assert teacher.asked == [4] * 5
+    else:  # the padding itself is taught, so a text that is padded anew is asked about anew
+        with pytest.warns(UserWarning, match="known again at one padded length alone"):
+            ours, teacher = trained(True)
+        assert len(teacher.asked) > 5
+    assert_same(ours, expected, atol=1e-6)
 
 
 class Placed:
@@ -354,13 +374,15 @@ def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
 
 def test_what_has_no_entry_for_each_row_is_refused() -> None:
     ids = torch.ones(2, 3)
+    end = (
+        "has not one entry for each of the 2 rows, so rows cannot be told by what they hold; name the column that tells them, `key=`, or "
+        "a function from a batch to the keys of its rows."
+    )
     assert message(DataError, lambda: keys_of({"ids": ids, "gain": torch.tensor(2.0)})) == (
-        "is_caching_logits: the tensor 'gain' of shape () has not one entry for each of the 2 rows; leave it out of the "
-        "batch, or set is_caching_logits to false."
+        f"CachedTeacher: the tensor 'gain' of shape () {end}"
     )
     assert message(DataError, lambda: keys_of((ids, {"images": object()}))) == (
-        "is_caching_logits: '1/images', a object, has not one entry for each of the 2 rows; leave it out of the batch, or "
-        "set is_caching_logits to false."
+        f"CachedTeacher: '1/images', a object, {end}"
     )
 
 
@@ -369,16 +391,10 @@ def test_a_teacher_without_one_logit_a_row_is_refused() -> None:
         def features(self, batch: Any, needs: frozenset[str]) -> Features:
             return Features.of({"logits": torch.ones(3, 4)})
 
-    class Silent:
-        def features(self, batch: Any, needs: frozenset[str]) -> Features:
-            return Features.of({})
-
     batch = {"ids": torch.ones(2, 3)}
     assert message(AdaptorError, lambda: CachedTeacher(Hidden()).features(batch, LOGITS)) == (
-        "is_caching_logits needs logits of shape [B, C] or [B, L, V] for 2 rows, not [(3, 4)]; set it to false."
-    )
-    assert message(AdaptorError, lambda: CachedTeacher(Silent()).features(batch, LOGITS)) == (
-        "is_caching_logits needs logits of shape [B, C] or [B, L, V] for 2 rows, not []; set it to false."
+        "the teacher's 'logits' of shape (3, 4) has not one entry for each of 2 rows, so it cannot be kept by row; let the adaptor "
+        'return it by row, or train with the cache "off".'
     )
 
 
