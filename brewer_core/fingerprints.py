@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, PurePath)
 _CONSTANTS = (tuple, frozenset, types.CodeType)
 """What Python itself may share or not, as it has compiled a function or read it from a file."""
 _PIECE_BYTES = 1 << 26
@@ -178,11 +178,22 @@ class _Walk:
             self.add({field.name: getattr(value, field.name) for field in fields(value)})
             return
         held = dict(getattr(value, "__dict__", {}))
+        if not held and not any("__slots__" in vars(kind) for kind in type(value).__mro__):
+            self.add(_reduced(value))
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
             held |= {name: getattr(value, name) for name in _listed(slots) if hasattr(value, name)}
         written = _written(cast(Any, type(value)))
         self.add({name: held[name] for name in sorted(held) if name not in written})
+
+
+def _reduced(value: Any) -> Any:
+    """What a value that is written in C is made anew from; None where it cannot be, as a lock."""
+    try:
+        reduced = value.__reduce_ex__(2)
+    except Exception:  # whatever it raises
+        return None
+    return reduced[1:] if isinstance(reduced, tuple) else reduced
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -361,13 +361,13 @@ def test_augmentations_that_change_nothing_train_the_same_student(run):
     assert_same(weights_in(run(still, "still") / "student"), weights_in(run(document(), "plain") / "student"))
 
 
-def test_remembered_logits_are_those_of_the_augmented_rows(run, tmp_path):
+@pytest.mark.filterwarnings("ignore:teacher cache")  # which tells that they are new in every pass
+def test_a_cache_that_is_asked_for_keeps_augmented_rows_as_rows_of_their_own(run, tmp_path):
     long = training(steps=15)  # twice over the rows
-    for name, remembered in (("live", False), ("remembered", True)):
-        last = distill(distillation={"is_caching_logits": remembered}, training=long)
-        run(with_augmentations(MASKED, stages=[last]), name)
-    live, remembered = (weights_in(tmp_path / name / "student") for name in ("live", "remembered"))
-    assert_same(remembered, live, atol=1e-5)
+    for name, cache in (("live", "off"), ("cached", "here")):
+        run(with_augmentations(MASKED, stages=[distill(training=long)], cache=cache), name)
+    live, cached = (weights_in(tmp_path / name / "student") for name in ("live", "cached"))
+    assert_same(cached, live, atol=1e-5)
 
 
 def test_labelled_and_unlabelled_rows_are_augmented_and_keep_their_labels(tmp_path, registry):

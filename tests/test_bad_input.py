@@ -209,9 +209,9 @@ def test_half_precision_on_a_cpu(refused):
             "evaluation.best.metric: no metric gives 'f1'; known: accuracy",
         ),
         (
-            {"stages": [distill(distillation={"is_caching_logits": True})], "fsdp": ["teachers"]},
-            "stages[0].distillation.is_caching_logits: each process asks the teacher only about rows that are new to it, and "
-            "teachers in parts are asked by all of them together; set it to false, or leave `teachers` out of fsdp",
+            {"cache": "here", "fsdp": ["teachers"]},
+            "cache.path: teacher 'teacher' cannot be cached, as all processes ask teachers in parts together, and each would ask only "
+            "about rows that are new to it",
         ),
     ],
 )

@@ -102,13 +102,14 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_cache_is_listed_with_what_it_is_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert brewer("cache", "ls", "--cache", folder / "cache", "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    row = json.loads(capsys.readouterr().out)[0]
 
+    assert row["kind"] == "teacher"
     assert row["teacher"]["model"] == "BertForSequenceClassification"
     assert row["reads"] == ["hidden[2]", "inputs_mask", "logits", "logits_mask"]
     assert row["format"] == {"floats": "float32", "top_k": None, "samples": None}
     assert (row["rows"], row["parts"], row["state"], row["problems"]) == (ROWS, 1, "whole", [])
-    assert row["bytes"] == sum(len(held) for held in tree(folder / "cache").values())
+    assert row["bytes"] == sum(len(held) for held in tree(folder / "cache" / "teachers").values())
     assert row["id"] == only(folder).id
 
     assert brewer("cache", "ls", "--cache", folder / "cache") == 0
@@ -116,13 +117,39 @@ def test_a_cache_is_listed_with_what_it_is_of(folder: Path, capsys: pytest.Captu
     assert re.search(
         rf"^{row['id'][:12]}  BertForSequenceClassification, [\d,]+  .+ float32 +28 .+ whole$", printed, re.M
     )
-    assert printed.splitlines()[-1].startswith("1 cache, ")
+    assert re.search(rf"^1 cache of teachers, [\d.]+ kB, in {folder}/cache$", printed, re.M)
+    assert re.search(rf"^2 caches of tokenised rows, [\d.]+ kB, in {folder}/cache$", printed, re.M)
+
+
+def test_tokenised_rows_are_listed_beside_and_removed_likewise(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder / "cache"
+    (root / "tokenised" / ".ab.partial").mkdir()
+    assert brewer("cache", "ls", "--cache", root, "--json") == 0
+    tokens = [row for row in json.loads(capsys.readouterr().out) if row["kind"] == "tokens"]
+    assert {(row["where"], row["rows"], row["state"]) for row in tokens} == {
+        ("data.films.train", 16, "whole"),
+        ("data.films.transfer", 12, "whole"),
+        (None, None, "unfinished"),
+    }
+    (train,) = (row for row in tokens if row["where"] == "data.films.train")
+    assert train["bytes"] == sum(len(held) for held in tree(root / "tokenised" / train["id"]).values())
+    assert train["max_length"] == 16
+
+    assert brewer("cache", "rm", train["id"][:12], ".ab", "--cache", root) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "removed .ab.partial, 0 bytes"
+    assert brewer("cache", "ls", "--cache", root, "--json") == 0
+    assert [row.get("where") for row in json.loads(capsys.readouterr().out)] == [None, "data.films.transfer"]
+    assert brewer("cache", "rm", "--all", "--cache", root) == 0
+    assert brewer("cache", "ls", "--cache", root, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_the_users_own_folder_is_listed_by_default(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("BREWER_CACHE", str(folder / "cache"))
     assert brewer("cache", "ls", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)) == 1
+    assert json.loads(capsys.readouterr().out)[0]["id"] == only(folder).id
 
 
 def test_a_folder_without_caches_is_empty_and_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,10 +415,10 @@ def test_a_second_builder_is_refused(folder: Path, capsys: pytest.CaptureFixture
 def test_an_estimate_comes_first_and_alone_on_request(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(fresh, taught(cache={"path": "cache"}))
     assert brewer("cache", "build", config, "--estimate") == 0
-    assert not (fresh / "cache").exists()
+    assert not (fresh / "cache" / "teachers").exists()
     captured = capsys.readouterr()
     told = re.fullmatch(
-        r"checking data and models\ndistil: teacher teacher: 28 rows, ([\d.]+) kB, about [\de.-]+ s, in "
+        r"checking data and models\ndistil: cache of teacher: 28 rows, ([\d.]+) kB, about [\de.-]+ s, in "
         rf"{fresh}/cache/teachers/(\w+)\n",
         captured.err,
     )
@@ -400,7 +427,7 @@ def test_an_estimate_comes_first_and_alone_on_request(fresh: Path, capsys: pytes
 
     assert brewer("cache", "build", config, "--fidelity-rows", 0) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"distil: teacher teacher: cache {told[2][:12]} has all 28 rows\n"
+    assert captured.out == f"distil: cache of teacher: {told[2][:12]} has all 28 rows\n"
     assert only(fresh).id == told[2]
     (laid,) = laid_out(only(fresh))
     assert float(told[1]) == pytest.approx((laid.size_bytes + 32 * ROWS) / 1000, rel=0.01)
@@ -422,7 +449,7 @@ def test_building_again_builds_nothing(folder: Path, capsys: pytest.CaptureFixtu
     before = tree(only(folder).folder / "parts")
     assert brewer("cache", "build", folder / "config.json", "--fidelity-rows", 0) == 0
     assert capsys.readouterr().err == (
-        f"checking data and models\ndistil: teacher teacher: all 28 rows are there, in {only(folder).folder}\n"
+        f"checking data and models\ndistil: cache of teacher: all 28 rows are there, in {only(folder).folder}\n"
     )
     assert tree(only(folder).folder / "parts") == before
 
@@ -462,7 +489,7 @@ def test_only_rows_that_are_not_there_are_computed(folder: Path, capsys: pytest.
     assert brewer("cache", "verify", "--repair", "--cache", folder / "cache") == 0
     (kept,) = records_in_parts(folder)
     assert brewer("cache", "build", folder / "config.json", "--fidelity-rows", 0) == 0
-    assert "distil: teacher teacher: 3 of 28 rows are to come, " in capsys.readouterr().err
+    assert "distil: cache of teacher: 3 of 28 rows are missing, " in capsys.readouterr().err
     assert sorted(map(len, records_in_parts(folder)), reverse=True) == [25, 3]
     again = records(folder / "cache")
     assert again.keys() == whole.keys()
@@ -484,14 +511,14 @@ def test_a_teacher_that_the_run_trains_is_left_out(fresh: Path, capsys: pytest.C
     lines = said(capsys).splitlines()
     assert lines[:2] == [
         "checking data and models",
-        "distil: teacher teacher is trained by the stage teacher before, and has other weights then; its cache is built in the run",
+        "distil: no cache of teacher ahead, as the stage teacher trains it before; the run builds it",
     ]
-    assert lines[2].startswith("distil: teacher other: 28 rows, ")
+    assert lines[2].startswith("distil: cache of other: 28 rows, ")
     assert only(fresh).rows == ROWS
 
     assert brewer("cache", "build", write_config(fresh, document(cache="cache"))) == 2
     assert said(capsys).splitlines()[-1] == (
-        "brewer: error: nothing to build: every teacher is trained in the run, which builds their caches itself."
+        "brewer: error: nothing to build: the run trains every teacher before it asks it, and builds the caches itself."
     )
 
 
@@ -556,7 +583,7 @@ def test_what_cannot_be_built_ahead_is_refused(fresh: Path, capsys: pytest.Captu
         assert said(capsys).splitlines()[-1] == (
             f"brewer: error: config: cache.path: teacher 'teacher' cannot be cached, as {reason}"
         )
-        assert not list(fresh.rglob("about.json"))
+        assert not list(fresh.rglob("teachers"))
 
     assert brewer("cache", "build", write_config(fresh, document(stages=[supervised()], cache="cache"))) == 2
     assert said(capsys) == (
@@ -666,7 +693,7 @@ flush, count = files.flush, 0
 
 def killing(path):
     global count
-    count += path.name.endswith(".partial")
+    count += "teachers" in path.parts and path.name.endswith(".partial")
     if count == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     flush(path)
@@ -806,7 +833,7 @@ def test_logits_of_which_some_are_kept_are_compared_by_the_terms_that_read_them(
 
 def test_the_plan_of_a_run_tells_which_teachers_are_cached(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert brewer("run", write_config(fresh, taught(cache="cache")), "--dry-run") == 0
-    assert f"distil: teacher teacher: cached in {fresh}/cache, 15 kB for all rows\n" in capsys.readouterr().out
+    assert f"distil: cache of teacher: 15 kB for all rows, in {fresh}/cache\n" in capsys.readouterr().out
     assert brewer("run", write_config(fresh, taught(cache="off")), "--dry-run") == 0
-    assert 'distil: teacher teacher: not cached, as the cache is "off"\n' in capsys.readouterr().out
+    assert 'distil: no cache of teacher, as the cache is "off"\n' in capsys.readouterr().out
     assert not (fresh / "cache").exists()

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -64,6 +67,16 @@ class Scaled:
     def __call__(self, batch: Any, outputs: Any) -> dict[str, Any]:
         self.calls += 1
         return {**adapt(batch, outputs), "logits": self.scale * outputs["logits"]}
+
+
+class Cut:
+    """An adaptor that gives some columns."""
+
+    def __init__(self, own: slice) -> None:
+        self.own = own
+
+    def __call__(self, batch: Any, outputs: Any) -> dict[str, Any]:
+        return {**adapt(batch, outputs), "logits": outputs["logits"][..., self.own]}
 
 
 def texts(count: int = 24, seed: int = 1) -> list[Tensor]:
@@ -217,6 +230,7 @@ OTHERS = {
     "the adaptor": Given(
         lambda: live(adaptor=lambda batch, outputs: {**adapt(batch, outputs), "logits": -outputs["logits"]})
     ),
+    "columns of the adaptor": Given(lambda: live(adaptor=Cut(slice(0, 4)))),
     "an option of the adaptor": Given(lambda: live(adaptor=Scaled(3.0))),
     "the precision": Given(lambda: live(precision="bf16")),
     "what is read": Given(live, READ - {"hidden"}),
@@ -287,6 +301,10 @@ def test_a_fingerprint_is_that_of_content() -> None:
     assert fingerprint({1, 2, "a"}) == fingerprint({"a", 2, 1})
     assert fingerprint([1, 2]) != fingerprint([2, 1])
     assert fingerprint(1) != fingerprint("1")
+    assert fingerprint(Cut(slice(0, 4))) != fingerprint(Cut(slice(4, 8)))
+    assert fingerprint(Fraction(1, 3)) != fingerprint(Fraction(2, 3))
+    assert fingerprint(itemgetter(1)) != fingerprint(itemgetter(2))
+    assert fingerprint(Lock()) == fingerprint(Lock())
     assert fingerprint(torch.ones(2)) != fingerprint(torch.ones(2).double())
     assert fingerprint(nn.Linear(2, 3).requires_grad_(False)) != fingerprint(nn.Linear(2, 3))  # other draws
     held: list[Any] = [1]
@@ -357,17 +375,43 @@ def test_a_part_that_vanishes_while_it_is_read_is_computed_again(tmp_path: Path)
 # Building
 
 
-def test_of_two_builders_the_second_keeps_nothing_and_answers_all_the_same(tmp_path: Path) -> None:
-    with CachedTeacher(live(), folder=tmp_path) as first:
-        first.features(next(batches()), READ)
+BUILDING = """
+import sys, time
+from pathlib import Path
+import test_cache_store as t
+cached = t.CachedTeacher(t.live(), folder=Path(sys.argv[1]))
+cached.features(next(t.batches()), t.READ)
+print("building", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_of_two_processes_that_build_the_second_keeps_nothing_and_answers_all_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILDING, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "building\n"
         second = CachedTeacher(live(), folder=tmp_path)
         with pytest.warns(UserWarning, match="another process is building it"):
             ours = answers(second, 5)
         for batch, mine in zip(batches(5), ours, strict=True):
             assert_alike(mine, live().features(batch, READ), batch["attention_mask"], 1e-6)
         second.close()
-    assert len(parts_of(tmp_path)) == 1
+        assert parts_of(tmp_path) == []
+        builder.kill()
     built(tmp_path)
+    assert asked(tmp_path, live()) == 0
+
+
+def test_two_teachers_of_one_process_may_build_the_same_cache(tmp_path: Path) -> None:
+    with CachedTeacher(live(), folder=tmp_path) as one, CachedTeacher(live(), folder=tmp_path) as other:
+        for batch in batches():
+            one.features(batch, READ)
+            other.features(batch, READ)
+        one.flush()
+        other.flush()
     assert asked(tmp_path, live()) == 0
 
 

@@ -84,6 +84,8 @@ def test_the_defaults_of_a_training_are_textbrewers_and_then_ours():
         "log_every_steps": 10,
         "keep_last": 2,
         "resume": False,
+        "cache": "off",
+        "cache_key": None,
     }
 
 
@@ -93,7 +95,7 @@ def test_configs_take_their_fields_by_position_and_ours_by_keyword_alone():
     )
     assert DistillationConfig(8, "none", 0.5).hard_label_weight == 0.5
     kinds = [parameter.kind.name for parameter in inspect.signature(TrainingConfig).parameters.values()]
-    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 11 + ["KEYWORD_ONLY"] * 5
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 11 + ["KEYWORD_ONLY"] * 7
     with pytest.raises(TypeError):
         TrainingConfig(*[1] * 12)
     with pytest.raises(TypeError):

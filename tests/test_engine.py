@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from brewer_builtins.adaptors import TextClassification
 from brewer_builtins.strategies import General, Supervised
 from brewer_core import DistillationConfig, Features, default_registry
-from brewer_core.cache import RememberingTeacher
+from brewer_core.cache import CachedTeacher
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.errors import AdaptorError, BrewerError, DataError, NonFiniteError, RequestError
@@ -750,9 +750,9 @@ class Asked:
         return Features.of({"logits": torch.stack([batch["rows"], 2 * batch["rows"]], dim=1).float()})
 
 
-def test_a_remembering_teacher_asks_once_a_row_whatever_order_and_batches() -> None:
+def test_a_cached_teacher_asks_once_a_row_whatever_order_and_batches(tmp_path: Path) -> None:
     asked, g = Asked(), torch.Generator().manual_seed(0)
-    taught = RememberingTeacher(asked)
+    taught = CachedTeacher(asked, folder=tmp_path)
     for size in (4, 5, 20, 3):
         for rows in torch.randperm(20, generator=g).split(size):
             answer = taught.features({"rows": rows}, frozenset({"logits"}))
@@ -760,14 +760,6 @@ def test_a_remembering_teacher_asks_once_a_row_whatever_order_and_batches() -> N
             torch.testing.assert_close(answer["logits"][0], expected)
             assert answer.axes("logits") == "B C"
     assert asked.times == dict.fromkeys(range(20), 1)
-
-
-def test_a_remembering_teacher_refuses_a_run_that_reads_more_than_logits() -> None:
-    needs = frozenset({"logits", "inputs_mask", "losses", "labels", "hidden", "attention"})
-    assert message(RequestError, lambda: RememberingTeacher(Asked()).features({"rows": torch.arange(2)}, needs)) == (
-        "is_caching_logits keeps the teacher's logits alone, but this run also reads attention, hidden; set "
-        "is_caching_logits to false, or drop the intermediate matches."
-    )
 
 
 # States and checkpoints

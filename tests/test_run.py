@@ -304,12 +304,12 @@ def test_unlabelled_rows_are_taught_by_the_teacher(registry, tmp_path):
     assert sorted(rows[i]["row"] for i in range(28)) == list(range(28))
 
 
-def test_remembered_logits_train_the_student_that_live_ones_do(run, tmp_path):
+def test_cached_features_train_the_student_that_live_ones_do(run, tmp_path):
     long = training(steps=12, batch_size=5)  # twice over the rows, in other batches
-    for name, remembered in (("live", False), ("remembered", True)):
-        run(only_distill(distillation={"is_caching_logits": remembered}, training=long), name)
-    live, remembered = (weights_in(tmp_path / name / "student") for name in ("live", "remembered"))
-    assert_same(remembered, live, atol=1e-5)
+    for name, cache in (("live", "off"), ("cached", "here")):
+        run({**only_distill(training=long), "cache": cache}, name)
+    live, cached = (weights_in(tmp_path / name / "student") for name in ("live", "cached"))
+    assert_same(cached, live, atol=1e-5)
 
 
 @pytest.fixture(scope="session")
@@ -503,7 +503,10 @@ def test_the_command_applies_settings_and_prints_the_table(tmp_path, capsys):
     assert captured.out.endswith(
         f"{tmp_path}/out/student holds the student, {tmp_path}/out/summary.json these figures\n"
     )
-    assert captured.err == "checking data and models\nteacher: 1 steps\ndistil: 2 steps\n"
+    said = captured.err.splitlines()
+    assert said[:3] == ["checking data and models", "teacher: 1 steps", "distil: 2 steps"]
+    assert said[3].startswith("cache of teacher: ")
+    assert len(said) == 4
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(finished, run, tmp_path):

@@ -547,12 +547,12 @@ def test_a_teacher_gives_only_the_features_that_it_is_asked_for(assembled, teach
     assert lesson.learner.arguments == {"output_hidden_states": True}
 
 
-def test_remembered_logits_of_several_teachers_train_the_student_that_live_ones_do(run, tmp_path):
+def test_cached_features_of_several_teachers_train_the_student_that_live_ones_do(run, tmp_path):
     long = training(steps=12, batch_size=5)  # twice over the rows, in other batches
-    for name, remembered in (("live", False), ("remembered", True)):
-        run(taught_by("teacher", "second", distillation={"is_caching_logits": remembered}, training=long), name)
-    live, remembered = (weights_in(tmp_path / name / "student") for name in ("live", "remembered"))
-    assert_same(remembered, live, atol=1e-5)
+    for name, cache in (("live", "off"), ("cached", "here")):
+        run({**taught_by("teacher", "second", training=long), "cache": cache}, name)
+    live, cached = (weights_in(tmp_path / name / "student") for name in ("live", "cached"))
+    assert_same(cached, live, atol=1e-5)
 
 
 # The command

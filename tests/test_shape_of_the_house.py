@@ -41,7 +41,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     1: ("components", "precision", "protocols"),
     2: ("batches", "captures", "config", "depth", "hookspecs", "registry"),
-    3: ("checkpoints", "objective", "plugins", "sharding", "teachers"),
+    3: ("checkpoints", "objective", "packing", "plugins", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),
     6: ("distillers", "migration", "presets", "run"),

@@ -75,7 +75,8 @@ class Store:
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
         self.damaged = 0
-        self._builder, self._lock = builder, None if shares_lock else FileLock(folder / LOCK)
+        self._builder, self._lock = builder, None if shares_lock else FileLock(folder / LOCK, is_singleton=True)
+        self._builds = False
         self._index, self._files = Index(), OpenFiles()
         self._parts: list[Part] = []
         self._known: set[str] = set()
@@ -188,18 +189,20 @@ class Store:
         """Flush, and let others build."""
         self.flush()
         self._files.close()
-        if self._lock is not None:
+        if self._lock is not None and self._builds:
             self._lock.release()
+            self._builds = False
 
     def reserve(self) -> bool:
         """Have the lock before there is anything to keep; False where another builder has it. Raises OSError."""
-        if self._lock is None or self._lock.is_locked:
+        if self._lock is None or self._builds:
             return True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=WAIT_S, poll_interval=POLL_S)
         except Timeout:
             return False
+        self._builds = True
         return True
 
     def _has_lock(self) -> bool:

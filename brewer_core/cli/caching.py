@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from brewer_core.cli.reading import ConfigName, Disabled, PluginFiles, Settings, active_registry, run_config_named
-from brewer_core.errors import BrewerError, RequestError
+from brewer_core.errors import BrewerError, RequestError, SaveError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     from brewer_core.cache.folders import Entry, Laid, Verified
     from brewer_core.cache.layout import Kept
     from brewer_core.run.building import Built
+    from brewer_core.run.tokens import KeptTokens
 
 Folder: TypeAlias = Annotated[
     str | None, typer.Option("--cache", metavar="PATH", help="The folder of caches.", show_default="the user's own")
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SEEN = "%Y-%m-%d %H:%M"
+TOKENISED = "tokenised"
+"""The folder of tokenised rows inside a folder of caches."""
 
 cache = typer.Typer(
     name="cache",
@@ -37,27 +42,24 @@ cache = typer.Typer(
 
 @cache.command("ls")
 def list_caches(folder: Folder = None, as_json: AsJson = False) -> None:
-    """List all caches, what was used last first."""
-    from brewer_core.cache import readable
-    from brewer_core.cache.folders import SHOWN_DIGITS, entries
+    """List what is kept of teachers, and tokenised rows, each with what was used last first."""
+    from brewer_core.cache.folders import entries
+    from brewer_core.run.tokens import kept_tokens
 
     root = _root(folder)
-    found = entries(root)
+    found, tokens = entries(root), kept_tokens(root / TOKENISED)
     if as_json:
-        typer.echo(json.dumps([_document(entry) for entry in found], indent=2))
+        typer.echo(json.dumps([*map(_document, found), *map(_document_of_tokens, tokens)], indent=2))
         return
-    if not found:
-        typer.echo(f"{root} holds no caches")
-        return
-    table = _table("id", "teacher", "reads", "format", ">rows", ">size", "last used", "state")
-    for entry in found:
-        size, used = readable(entry.size_bytes), entry.used.astimezone().strftime(SEEN)
-        told = (_teacher(entry.about), ", ".join(entry.about.get("reads", [])), _form(entry.about))
-        table.add_row(entry.id[:SHOWN_DIGITS], *told, f"{entry.rows:,}", size, used, entry.state)
     console = _console()
-    console.print(table)
-    total = readable(sum(entry.size_bytes for entry in found))
-    console.print(f"{_counted(len(found), 'cache')}, {total}, in {root}", highlight=False, soft_wrap=True)
+    if found:
+        _print_teachers(console, root, found)
+    if found and tokens:
+        console.print()
+    if tokens:
+        _print_tokens(console, root, tokens)
+    if not found and not tokens:
+        typer.echo(f"{root} holds no caches")
 
 
 @cache.command("show")
@@ -123,25 +125,26 @@ def remove_caches(
     all_of_them: Annotated[bool, typer.Option("--all", help="Remove all caches in the folder.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --all: do not ask.")] = False,
 ) -> None:
-    """Remove caches; what they held is computed again when it is asked for."""
+    """Remove caches, of teachers and of tokenised rows; what they held is computed again when it is asked for."""
     from brewer_core.cache import readable
-    from brewer_core.cache.folders import SHOWN_DIGITS, entries, entry_in, remove_entry
+    from brewer_core.cache.folders import SHOWN_DIGITS, chosen_id
 
     root = _root(folder)
     if bool(given) == all_of_them:
         raise RequestError("rm: name caches by their ids, which `brewer cache ls` lists, or take --all.")
-    found = entries(root) if all_of_them else [entry_in(path) for path in _named(root, given or [])]
-    if all_of_them and found and not yes and sys.stdin.isatty():
-        total = readable(sum(entry.size_bytes for entry in found))
-        typer.confirm(f"Remove {_counted(len(found), 'cache')}, {total}, from {root}?", abort=True)
+    there = {each.id: each for each in _removable(root)}
+    wanted = there if all_of_them else dict.fromkeys(chosen_id(each, list(there), root) for each in given or [])
+    if all_of_them and there and not yes and sys.stdin.isatty():
+        total = readable(sum(each.size_bytes for each in there.values()))
+        typer.confirm(f"Remove {_counted(len(there), 'cache')}, {total}, from {root}?", abort=True)
     kept: list[BrewerError] = []
-    for entry in found:
+    for each in (there[name] for name in wanted):
         try:
-            remove_entry(entry)
+            each.remove()
         except BrewerError as error:  # the others go all the same
             kept.append(error)
         else:
-            typer.echo(f"removed {entry.id[:SHOWN_DIGITS]}, {readable(entry.size_bytes)}")
+            typer.echo(f"removed {each.id[:SHOWN_DIGITS]}, {readable(each.size_bytes)}")
     if kept:
         raise kept[0]
 
@@ -189,6 +192,35 @@ def build(
             _print_built(built)
 
 
+@dataclass(frozen=True)
+class _Removable:
+    """Anything that is kept. remove: raises a BrewerError where that cannot be."""
+
+    id: str
+    size_bytes: int
+    remove: Callable[[], None]
+
+
+def _removable(root: Path) -> list[_Removable]:
+    """All that is kept in a folder."""
+    from brewer_core.cache.folders import entries, remove_entry
+    from brewer_core.run.tokens import kept_tokens
+
+    teachers = [_Removable(each.id, each.size_bytes, partial(remove_entry, each)) for each in entries(root)]
+    tokens = kept_tokens(root / TOKENISED)
+    return teachers + [_Removable(each.folder.name, each.size, partial(_remove_tokens, each)) for each in tokens]
+
+
+def _remove_tokens(kept: KeptTokens) -> None:
+    from brewer_core.files import system_reason
+    from brewer_core.run.tokens import remove_tokens
+
+    try:
+        remove_tokens(kept)
+    except OSError as error:
+        raise SaveError(f"{kept.folder} cannot be changed: {system_reason(error) or error}.") from error
+
+
 def _root(given: str | None) -> Path:
     from brewer_core.cache_folder import cache_root
 
@@ -206,10 +238,30 @@ def _named(root: Path, given: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(folders[chosen_id(each, list(folders), root)] for each in given))
 
 
+def _document_of_tokens(kept: KeptTokens) -> dict[str, Any]:
+    told = {name: getattr(kept, name) for name in ("where", "rows", "tokens", "tokenizer", "max_length", "created")}
+    used = kept.used.isoformat(timespec="seconds")
+    return {
+        "kind": "tokens",
+        "id": kept.folder.name,
+        "folder": str(kept.folder),
+        **told,
+        "used": used,
+        "bytes": kept.size,
+        "state": _state_of_tokens(kept),
+    }
+
+
+def _state_of_tokens(kept: KeptTokens) -> str:
+    """In a word: what says nothing of itself is being written, or was when its writer was killed."""
+    return "unfinished" if kept.rows is None else "whole"
+
+
 def _document(entry: Entry) -> dict[str, Any]:
-    """A cache as JSON values."""
+    """The cache of a teacher as JSON values."""
     about = {name: entry.about.get(name) for name in ("teacher", "identity", "reads", "format", "created")}
     return {
+        "kind": "teacher",
         "id": entry.id,
         "folder": str(entry.folder),
         **about,
@@ -255,6 +307,38 @@ def _form(about: Mapping[str, Any]) -> str:
     form = about.get("format", {})
     more = [f"{name} {value}" for name, value in form.items() if name != "floats" and value is not None]
     return ", ".join([str(form.get("floats", "unknown")), *more])
+
+
+def _print_teachers(console: Console, root: Path, found: Sequence[Entry]) -> None:
+    from brewer_core.cache import readable
+    from brewer_core.cache.folders import SHOWN_DIGITS
+
+    table = _table("id", "teacher", "reads", "format", ">rows", ">size", "last used", "state")
+    for entry in found:
+        size, used = readable(entry.size_bytes), entry.used.astimezone().strftime(SEEN)
+        told = (_teacher(entry.about), ", ".join(entry.about.get("reads", [])), _form(entry.about))
+        table.add_row(entry.id[:SHOWN_DIGITS], *told, f"{entry.rows:,}", size, used, entry.state)
+    console.print(table)
+    total = readable(sum(entry.size_bytes for entry in found))
+    where = f"{_counted(len(found), 'cache')} of teachers, {total}, in {root}"
+    console.print(where, highlight=False, soft_wrap=True)
+
+
+def _print_tokens(console: Console, root: Path, found: Sequence[KeptTokens]) -> None:
+    from brewer_core.cache import readable
+    from brewer_core.cache.folders import SHOWN_DIGITS
+
+    table = _table("id", "tokenised", ">rows", ">tokens", "tokenizer", ">at most", ">size", "last used", "state")
+    for kept in found:
+        size, used = readable(kept.size), kept.used.astimezone().strftime(SEEN)
+        numbers = ["" if n is None else f"{n:,}" for n in (kept.rows, kept.tokens, kept.max_length)]
+        told = (kept.where or "", *numbers[:2], kept.tokenizer or "", numbers[2])
+        table.add_row(kept.folder.name[:SHOWN_DIGITS], *told, size, used, _state_of_tokens(kept))
+    console.print(table)
+    where = (
+        f"{_counted(len(found), 'cache')} of tokenised rows, {readable(sum(kept.size for kept in found))}, in {root}"
+    )
+    console.print(where, highlight=False, soft_wrap=True)
 
 
 def _print_about(console: Console, entry: Entry) -> None:
@@ -361,7 +445,7 @@ def _print_built(built: Sequence[Built]) -> None:
 
     console = _console()
     for each in built:
-        line = f"{each.stage}: teacher {each.teacher}: cache {each.folder.name[:SHOWN_DIGITS]} has all {each.estimate.rows:,} rows"
+        line = f"{each.stage}: cache of {each.teacher}: {each.folder.name[:SHOWN_DIGITS]} has all {each.estimate.rows:,} rows"
         console.print(line, highlight=False, soft_wrap=True)
         if each.fidelity is not None:
             _print_fidelity(console, each.fidelity.to_json())

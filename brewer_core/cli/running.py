@@ -16,7 +16,7 @@ def run(
     ] = None,
     settings: Settings = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, try one batch, print the plan, write nothing.")
+        bool, typer.Option("--dry-run", help="Build everything, try one batch, print the plan, write no run.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     plugin: PluginFiles = None,

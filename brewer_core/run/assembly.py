@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset
 
+from brewer_core.cache_folder import cache_root
 from brewer_core.components import Method
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
 from brewer_core.config.optimization import Optimization
@@ -28,8 +30,9 @@ from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
 from brewer_core.run.loading import LengthGroupedBatches, TextLoader
 from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage
-from brewer_core.run.text import TextDataset, check_column, class_names, text_columns
+from brewer_core.run.text import RowView, TextDataset, check_column, class_names, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
+from brewer_core.run.tokens import TokenFiles
 from brewer_core.sharding import device_mesh, is_sharded, shard_teacher, weights_of
 
 Rows = Sequence[Mapping[str, Any]]
@@ -54,6 +57,12 @@ class JoinedText(ConcatDataset[Any]):
         self.lengths = [length for part in parts for length in part.lengths]
         self.labels = [label for part in parts for label in part.labels]
         self.tokenizer = parts[0].tokenizer
+        self._views = [part.view for part in parts]
+
+    def view(self, index: int) -> RowView:
+        """A row without a copy."""
+        part = bisect_right(self.cumulative_sizes, index)
+        return self._views[part](index - self.cumulative_sizes[part - 1] if part else index)
 
 
 class Assembly:
@@ -246,7 +255,7 @@ class Assembly:
             raise DataError(
                 f"drop_last: {len(dataset)} rows do not fill a step of {training.step_rows}; take a smaller step."
             )
-        return TextLoader(rows, batches, self.processes, numbered=augmented)
+        return TextLoader(rows, batches, self.processes, numbered=augmented, ahead=self._ahead)
 
     def evaluated_on(self, use: str) -> dict[str, tuple[str, str]]:
         """The data that models are evaluated on by task, `data` or `test`, each with its place in the config."""
@@ -268,7 +277,7 @@ class Assembly:
                 f"data.{name}: row {dataset.labels.index(-100) + 1} of {split} has no label; evaluation needs one in each row."
             )
         batches = LengthGroupedBatches(dataset.lengths, self.config.evaluation.batch_size, 0, shuffle=False)
-        return TextLoader(dataset, batches, self.processes)
+        return TextLoader(dataset, batches, self.processes, ahead=self._ahead)
 
     def splits_read(self) -> list[tuple[str, str]]:
         """The name and the split of all data that is trained or evaluated on, as far as it was read."""
@@ -341,6 +350,22 @@ class Assembly:
                 raise DataError(f"data.{name}: {error}") from error
         return self._sources[name]
 
+    @property
+    def _ahead(self) -> bool:
+        """Whether batches are prepared in a thread: on a CPU it would take its time from the training."""
+        return self.device.type == "cuda"
+
+    @property
+    def tokenised_folder(self) -> Path | None:
+        """Where tokenised rows are kept for later runs; None where they are not."""
+        root = cache_root(self.config.cache.path, self.base_dir)
+        return root / "tokenised" if root else None
+
+    @cached_property
+    def _token_files(self) -> TokenFiles | None:
+        folder = self.tokenised_folder
+        return TokenFiles(folder, self.tokenizer, self.config.tokenizer.max_length) if folder else None
+
     def _dataset(self, name: str, split: str, labelled: bool) -> TextDataset:
         key = (name, split, labelled)
         if key not in self._datasets:
@@ -349,6 +374,7 @@ class Assembly:
                 pair = f"tasks.{data.task}.pair" if data.task else "task.pair"
                 need = f"two columns, as {pair} is true" if task.pair else f"one column, as {pair} is false"
                 raise DataError(f"data.{name}.text: expected {need}.")
+            same = self._datasets.get((name, split, not labelled))
             self._datasets[key] = TextDataset(
                 self.rows(name, split),
                 text=data.text,
@@ -358,6 +384,8 @@ class Assembly:
                 max_length=self.config.tokenizer.max_length,
                 where=f"data.{name}.{split}",
                 first_row=self._rows_numbered,
+                tokens=same.tokens if same else None,
+                files=self._token_files,
             )
             self._rows_numbered += len(self._datasets[key])
         return self._datasets[key]

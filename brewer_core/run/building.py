@@ -97,7 +97,7 @@ def build_caches(
         works = [work for _, each in planned.values() for work in each]
         if not works:
             raise RequestError(
-                "nothing to build: every teacher is trained in the run, which builds their caches itself."
+                "nothing to build: the run trains every teacher before it asks it, and builds the caches itself."
             )
         if only_estimate:
             return [Built(work.stage, work.teacher, work.folder, work.estimate) for work in works]
@@ -126,12 +126,11 @@ def _planned(assembly: Assembly, position: int, reporter: Reporter) -> tuple[Les
         trained = _trained_by(assembly.config, position, ref.model)
         if trained is not None:
             reporter.say(
-                f"{stage.name}: teacher {name} is trained by the stage {trained} before, and has other weights then; its cache is "
-                "built in the run"
+                f"{stage.name}: no cache of {name} ahead, as the stage {trained} trains it before; the run builds it"
             )
             continue
         work = _work(assembly, stage.name, lesson, lesson.asked[name])
-        reporter.say(f"{stage.name}: teacher {name}: {_told(work.estimate)}, in {work.folder}")
+        reporter.say(f"{stage.name}: cache of {name}: {_told(work.estimate)}, in {work.folder}")
         works.append(work)
     return lesson, works
 
@@ -207,7 +206,7 @@ def _told(estimate: Estimate) -> str:
     if not missing:
         return f"all {estimate.rows:,} rows are there"
     which = (
-        f"{estimate.rows:,} rows" if missing == estimate.rows else f"{missing:,} of {estimate.rows:,} rows are to come"
+        f"{estimate.rows:,} rows" if missing == estimate.rows else f"{missing:,} of {estimate.rows:,} rows are missing"
     )
     return f"{which}, {readable(estimate.size_bytes)}, about {_duration(estimate.seconds)}"
 

@@ -104,7 +104,7 @@ def check_form(
 
 def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:
     """What stands against a cache; empty where nothing does."""
-    if assembly.in_parts("teachers"):
+    if "teachers" in assembly.config.fsdp:
         return "all processes ask teachers in parts together, and each would ask only about rows that are new to it"
     if type(strategy).prepare is not Strategy.prepare:
         return "the strategy makes its own texts, which are new in every pass"
@@ -155,9 +155,9 @@ def _there(folder: Path) -> Path:
 def notes(decisions: Mapping[str, Decision]) -> list[str]:
     """What is said of the caches of a stage, a line for each teacher."""
     return [
-        f"teacher {name}: cached in {decision.folder}, {readable(decision.size_bytes)} for all rows"
+        f"cache of {name}: {readable(decision.size_bytes)} for all rows, in {decision.folder}"
         if decision.folder
-        else f"teacher {name}: not cached, as {decision.reason}"
+        else f"no cache of {name}, as {decision.reason}"
         for name, decision in decisions.items()
     ]
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brewer_core.batches import Filler
 from brewer_core.processes import Processes
-from brewer_core.run.text import Item
+from brewer_core.run.text import Item, RowView
 
+T = TypeVar("T")
 _MEGABATCH = 50
+AHEAD = "brewer-batches"
+"""What the threads are called that prepare batches."""
 
 
 class Tokenized(Protocol):
@@ -35,6 +40,15 @@ class Tokenized(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Item: ...
+
+
+@runtime_checkable
+class Viewed(Protocol):
+    """A data set whose rows can be seen as they are kept."""
+
+    def view(self, index: int) -> RowView:
+        """A row without a copy."""
+        ...
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -104,28 +118,41 @@ class TextLoader(DataLoader[Item]):
     A process for which a batch has no row gets a `Filler` in its place. Iterating it is one pass; `load_state_dict` makes the
     next one go on inside a pass, without reading what is passed over. Nothing is drawn from torch's global generator.
 
-    numbered: ask the data set for (pass, row) in place of the row.
+    numbered: ask the data set for (pass, row) in place of the row. ahead: prepare each batch in a thread while the one before
+    it is worked on, in pinned memory where there is a GPU of CUDA; batches and their order are the same.
     """
 
     def __init__(
-        self, dataset: Tokenized, batches: LengthGroupedBatches, processes: Processes, numbered: bool = False
+        self,
+        dataset: Tokenized,
+        batches: LengthGroupedBatches,
+        processes: Processes,
+        numbered: bool = False,
+        ahead: bool = False,
     ) -> None:
-        self._batches, self._processes = batches, processes
+        self._batches, self._processes, self._ahead = batches, processes, ahead
         self._read = 0
         super().__init__(
             cast("Dataset[Item]", dataset),
             batch_sampler=_OwnRows(batches, processes, numbered),
             collate_fn=collate(dataset.tokenizer),
-            # Every pass over a DataLoader draws a number for its workers: from a generator of its own.
-            generator=torch.Generator().manual_seed(batches.seed),
+            pin_memory=ahead and torch.cuda.is_available(),
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a pass, as seen by who iterates
         self._read = self._batches.skip
-        for batch in super().__iter__():
+        for batch in prepared_ahead(self._prepared(), AHEAD) if self._ahead else self._prepared():
             filler = self._rows_of(self._read) <= self._processes.rank
             self._read += 1
             yield Filler(batch) if filler else batch
+
+    def _prepared(self) -> Iterator[dict[str, Tensor]]:
+        # Not DataLoader's own way, which takes longer than all of this for a small batch, and draws from a generator.
+        dataset: Any = self.dataset
+        row = dataset.view if isinstance(dataset, Viewed) else dataset.__getitem__
+        for indices in cast("_OwnRows", self.batch_sampler):
+            batch = self.collate_fn([row(index) for index in indices])
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, Any]:
         """The number of passes begun, and how many batches of the latest are read."""
@@ -160,8 +187,28 @@ class _OwnRows(Sampler[list[Any]]):
             yield [(number, row) for row in own] if self._numbered else own
 
 
-def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
-    """What makes a batch of items, all int64: `row` and `labels` [B], the others [B, L], padded to the longest row."""
+def prepared_ahead(stream: Iterator[T], name: str) -> Iterator[T]:
+    """What a stream gives, made in a thread of this name, always one ahead of what is asked for.
+
+    What the stream raises is raised in its place. The thread ends with the stream, and where iterating is given up.
+    """
+    end: Any = object()
+    thread = ThreadPoolExecutor(1, name)
+    try:
+        coming = thread.submit(next, stream, end)
+        while (given := coming.result()) is not end:
+            coming = thread.submit(next, stream, end)
+            yield given
+    finally:
+        # Without waiting: the garbage collector may be what ends this, in that very thread.
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def collate(tokenizer: Any) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
+    """What makes a batch of items, or of views of rows: `row` and `labels` [B], the others [B, L] padded to the longest row.
+
+    All are int64, and the same for both.
+    """
     # Not `tokenizer.pad`, which takes nine times as long: a tenth of a small student's step.
     fill = {
         "input_ids": tokenizer.pad_token_id,
@@ -169,7 +216,9 @@ def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
         "token_type_ids": tokenizer.pad_token_type_id,
     }
 
-    def batch(items: Sequence[Item]) -> dict[str, Tensor]:
+    def batch(items: Sequence[Any]) -> dict[str, Tensor]:
+        if isinstance(items[0], RowView):
+            return _batch(items, fill, tokenizer.padding_side)
         columns = {name: [item[name] for item in items] for name in items[0]}
         return {
             name: _padded(column, fill[name], tokenizer.padding_side) if name in fill else torch.tensor(column)
@@ -181,6 +230,33 @@ def collate(tokenizer: Any) -> Callable[[Sequence[Item]], dict[str, Tensor]]:
 
 def _padded(tensors: list[Tensor], value: int, side: str) -> Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side).long()
+
+
+def _batch(rows: Sequence[RowView], fill: Mapping[str, int], side: str) -> dict[str, Tensor]:
+    numbers, labels, ids, types = zip(*rows, strict=True)
+    lengths = [len(row) for row in ids]
+    places = numpy.arange(max(lengths))
+    marked = places < numpy.array(lengths)[:, None]
+    batch = {
+        "row": numpy.array(numbers, numpy.int64),
+        "input_ids": _filled(ids, lengths, fill["input_ids"], side),
+        "attention_mask": (marked if side == "right" else marked[:, ::-1]).astype(numpy.int64),
+    }
+    if types[0] is not None:
+        batch["token_type_ids"] = _filled(types, lengths, fill["token_type_ids"], side)
+    batch["labels"] = numpy.array(labels, numpy.int64)
+    return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+
+def _filled(rows: Sequence[NDArray[Any]], lengths: Sequence[int], value: int, side: str) -> NDArray[Any]:
+    """[B, L]: rows side by side, with a value in the places that are left."""
+    filled = numpy.full((len(rows), max(lengths)), value, numpy.int64)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if side == "right":
+            filled[i, :length] = row
+        else:
+            filled[i, filled.shape[1] - length :] = row
+    return filled
 
 
 def _chunks(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from brewer_core.errors import DataError
+from brewer_core.run.tokens import Texts, TokenFiles, TokenRows, tokenized
 
 Row: TypeAlias = Mapping[str, Any]
 Item: TypeAlias = dict[str, Any]
@@ -22,7 +24,14 @@ Item: TypeAlias = dict[str, Any]
 UNLABELLED = -100
 """The label of a row that has none."""
 
-_TOKENIZED_AT_ONCE = 1000
+
+class RowView(NamedTuple):
+    """A row as it is kept, for a batch that is made of it at once: views of its tokens, [L], that are not to be written to."""
+
+    row: int
+    label: int
+    input_ids: NDArray[Any]
+    token_type_ids: NDArray[Any] | None
 
 
 class TextDataset(Dataset[Item]):
@@ -34,6 +43,7 @@ class TextDataset(Dataset[Item]):
     where: what error texts call the data, such as `data.complaints`. Rows are counted from 1 in them.
     text: the column with the texts, or the two with pairs. label: the column with labels; None where no row has one.
     first_row: the number of the first row, so that `row` is unique in a run of several data sets.
+    tokens: those of these rows, where they are made already. files: where tokens are kept; in memory alone where None.
     Raises DataError for a column or text that is not there, a label that is no class, and where there are no rows.
     """
 
@@ -48,6 +58,8 @@ class TextDataset(Dataset[Item]):
         max_length: int,
         where: str = "data",
         first_row: int = 0,
+        tokens: TokenRows | None = None,
+        files: TokenFiles | None = None,
     ) -> None:
         columns = text_columns(text)
         _check_rows(rows, where)
@@ -56,31 +68,30 @@ class TextDataset(Dataset[Item]):
         self.tokenizer = tokenizer
         self.first_row = first_row
         self.labels = _labels(rows, label, classes, where)
-        self._ids: list[Tensor] = []
-        self._token_types: list[Tensor] = []
-        texts = [_texts(rows, column, where) for column in columns]
-        for start in range(0, len(rows), _TOKENIZED_AT_ONCE):
-            self._tokenize([column[start : start + _TOKENIZED_AT_ONCE] for column in texts], max_length)
+        texts = partial(_texts, rows, columns, where)
+        if tokens is None:
+            tokens = files.rows(texts, where) if files else TokenRows(list(tokenized(texts(), tokenizer, max_length)))
+        self.tokens = tokens
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row, special ones included."""
-        return [len(ids) for ids in self._ids]
+        return self.tokens.lengths
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> Item:
-        ids = self._ids[index]
-        item = {"row": self.first_row + index, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self._token_types:
-            item["token_type_ids"] = self._token_types[index]
-        return item | {"labels": self.labels[index]}
+        row, label, ids, types = self.view(index)
+        own = torch.from_numpy(ids.copy())  # torch takes no memory that is read-only
+        item = {"row": row, "input_ids": own, "attention_mask": torch.ones_like(own)}
+        if types is not None:
+            item["token_type_ids"] = torch.from_numpy(types.copy())
+        return item | {"labels": label}
 
-    def _tokenize(self, texts: Sequence[Sequence[str]], max_length: int) -> None:
-        encoded = self.tokenizer(*texts, truncation=True, max_length=max_length)
-        self._ids += [torch.tensor(ids, dtype=torch.int32) for ids in encoded["input_ids"]]
-        self._token_types += [torch.tensor(types, dtype=torch.int8) for types in encoded.get("token_type_ids", ())]
+    def view(self, index: int) -> RowView:
+        """A row, counted from 0, without a copy."""
+        return RowView(self.first_row + index, self.labels[index], *self.tokens[index])
 
 
 def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -124,14 +135,15 @@ def check_column(row: Row, column: str, where: str) -> None:
         raise DataError(f"{where}: no column {column!r}{hint} Columns: {', '.join(row)}.")
 
 
-def _texts(rows: Sequence[Row], column: str, where: str) -> list[str]:
-    texts = [row.get(column) for row in rows]
-    for number, text in enumerate(texts, 1):
-        if text is None:
-            raise DataError(
-                f"{where}.text: row {number} has no text in the column {column!r}; fill it in or drop the row."
-            )
-    return [str(text) for text in texts]
+def _texts(rows: Sequence[Row], columns: Sequence[str], where: str) -> Iterator[Texts]:
+    for number, row in enumerate(rows, 1):
+        texts = [row.get(column) for column in columns]
+        for column, text in zip(columns, texts, strict=True):
+            if text is None:
+                raise DataError(
+                    f"{where}.text: row {number} has no text in the column {column!r}; fill it in or drop the row."
+                )
+        yield tuple(map(str, texts))
 
 
 def _labels(rows: Sequence[Row], column: str | None, classes: Sequence[str], where: str) -> list[int]:
