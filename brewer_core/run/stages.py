@@ -28,7 +28,7 @@ from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
-from brewer_core.run.caching import Asked, cached, check_form, closing_caches, decided, notes
+from brewer_core.run.caching import Asked, Decision, cached, check_form, closing_caches, decided, notes
 from brewer_core.run.evaluation import EvaluationListener, TaskEvaluators
 from brewer_core.run.folder import RunFolder
 from brewer_core.run.loading import TextLoader
@@ -49,7 +49,8 @@ class Lesson:
     """What a stage trains: a learner, on batches, with teachers.
 
     loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
-    taught_by: the modules of its teachers. notes: what is said of it when it begins.
+    taught_by: the modules of its teachers. notes: what is said of it when it begins. asked, decisions: what is asked of each teacher,
+    and whether it is cached.
     """
 
     learner: Learner
@@ -59,6 +60,8 @@ class Lesson:
     adaptors: Mapping[str, Callable[..., Any]]
     taught_by: tuple[nn.Module, ...] = ()
     notes: Sequence[str] = ()
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
     @property
     def duration(self) -> Duration:
@@ -172,16 +175,24 @@ def distill_lesson(
         arguments=arguments,
         model_inputs=model_inputs,
     )
-    taught = [
-        Asked(name, live[name], learner.needs.teacher(name), samples[task], answers[name], sets[task])
+    taught = {
+        name: Asked(
+            name,
+            live[name],
+            learner.needs.teacher(name),
+            samples[task],
+            answers[name],
+            sets[task],
+            task if strategy.several_tasks else "",
+        )
         for name, task in ((name, ref.task or "") for name, ref in refs.items())
-    ]
-    decisions = {each.name: decided(assembly, strategy, each) for each in taught}
+    }
+    decisions = {name: decided(assembly, strategy, each) for name, each in taught.items()}
     check_form(assembly, f"{path}.distillation", learner, decisions, taught)
     teachers: dict[str, Teacher] = dict(live)
     if caching:
         teachers |= {
-            each.name: cached(assembly, decisions[each.name], each) for each in taught if decisions[each.name].folder
+            name: cached(assembly, decisions[name], each) for name, each in taught.items() if decisions[name].folder
         }
     return Lesson(
         learner,
@@ -191,6 +202,8 @@ def distill_lesson(
         adaptors,
         tuple(teacher.model for teacher in live.values()),
         notes(decisions),
+        taught,
+        decisions,
     )
 
 
