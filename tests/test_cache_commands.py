@@ -28,9 +28,9 @@ from brewer_core.plugins import default_registry
 from brewer_core.run import building
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.building import build_caches
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.run.loading import collate
 from brewer_core.run.reporting import Reporter
-from brewer_core.run.stages import distill_lesson
 from brewer_core.stopping import StopReason, StopRequest
 from runs import bert, brewer, distill, document, films, supervised, tree, weights_in, write_config
 from two_processes import in_each
@@ -836,4 +836,4 @@ def test_the_plan_of_a_run_tells_which_teachers_are_cached(fresh: Path, capsys: 
     assert f"distil: cache of teacher: 15 kB for all rows, in {fresh}/cache\n" in capsys.readouterr().out
     assert brewer("run", write_config(fresh, taught(cache="off")), "--dry-run") == 0
     assert 'distil: no cache of teacher, as the cache is "off"\n' in capsys.readouterr().out
-    assert not (fresh / "cache").exists()
+    assert not (fresh / "cache/teachers").exists()

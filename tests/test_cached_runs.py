@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from brewer_builtins.adaptors import TextClassification
 from brewer_core.cache.parts import read_part
+from brewer_core.config import parse_run_config
+from brewer_core.plugins import default_registry
 from brewer_core.run import run_config
+from brewer_core.run.assembly import Assembly, model_inputs
+from brewer_core.run.lessons import distill_lesson
+from brewer_core.teachers import LiveTeacher
 from runs import bert, brewer, distill, document, films, supervised, weights_in, write_config
 from tiny import assert_same
 from two_processes import in_each
@@ -188,6 +196,38 @@ def test_draws_of_two_classes_train_a_student(tmp_path: Path) -> None:
     assert_same(ours, live, atol=0.05)
 
 
+def untrained(cache: Any) -> dict[str, Any]:
+    """A config whose teacher teaches as it was drawn, so that it can be built again at any time."""
+    whole = with_matches(cache)
+    return {**whole, "stages": whole["stages"][1:]}
+
+
+def test_a_teacher_whose_rows_are_all_there_is_let_go_of_and_built_again_where_it_is_needed(tmp_path: Path) -> None:
+    films(tmp_path)
+    live, cold, warm = (
+        student(tmp_path, name, untrained("off" if name == "live" else "kept")) for name in ("live", "cold", "warm")
+    )
+    assert_same(warm, cold)
+    assert_same(cold, live, atol=1e-5)
+    registry = default_registry()
+    made = parse_run_config(untrained("kept"), "config.json", registry)
+    assembly = Assembly(made, tmp_path, registry, torch.device("cpu"))
+    model = weakref.ref(assembly.model("teacher").model)
+    lesson = distill_lesson(assembly, made.stages[0], "stages[0]", assembly.model("student"))
+    gc.collect()
+    assert model() is None
+    assert lesson.taught_by == ()
+    (teacher,), needs = lesson.teachers.values(), lesson.learner.needs.teacher("teacher")
+    batch = next(iter(lesson.loader))
+    other = {**batch, "input_ids": batch["input_ids"].flip(0)}  # rows that are not there
+    ours = teacher.features(other, needs)
+    expected = LiveTeacher(
+        assembly.model("teacher").model, TextClassification(), torch.device("cpu"), model_inputs=model_inputs
+    )
+    logits = expected.features(other, frozenset({"logits"}))["logits"][0]
+    torch.testing.assert_close(ours["logits"][0], logits, rtol=0, atol=1e-6)
+
+
 # What is refused, and what is said
 
 
@@ -213,7 +253,7 @@ def test_a_cache_beyond_its_limit_is_refused_where_a_folder_is_named_and_left_ou
     status, error = said(config({"path": "kept", "limit_gb": 1e-7}))
     assert status == 2
     told = re.fullmatch(
-        r"checking data and models\nbrewer: error: config: cache.path: teacher 'teacher' cannot be cached, as it would take (\d+ bytes), "
+        r"checking data and models\nbrewer: error: config: cache.path: teacher 'teacher' cannot be cached, as it would take (\S+ kB), "
         r"and cache.limit_gb is 1e-07\n",
         error,
     )

@@ -20,7 +20,7 @@ from brewer_core.learner import Learner
 from brewer_core.objective import Objective
 from brewer_core.protocols import Needs, Step
 from brewer_core.run.assembly import Assembly
-from brewer_core.run.stages import distill_lesson
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.teachers import LiveTeacher
 from runs import bert, distill, document, films
 from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights

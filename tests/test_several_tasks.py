@@ -16,7 +16,7 @@ from brewer_core.protocols import CountingAdaptor, Task
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.evaluation import named
-from brewer_core.run.stages import distill_lesson
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.run.tasks import best_for, columns, for_columns, side_by_side, tasks_of_model
 from runs import (
     bert,

@@ -30,9 +30,9 @@ from brewer_core.run.caching import (
     refusal,
 )
 from brewer_core.run.fidelity import Fidelity, measured
+from brewer_core.run.lessons import Lesson, distill_lesson
 from brewer_core.run.loading import collate
 from brewer_core.run.reporting import Reporter
-from brewer_core.run.stages import Lesson, distill_lesson
 from brewer_core.run.tasks import named_teachers, trained_model
 from brewer_core.stopping import StopReason, StopRequest
 

@@ -23,9 +23,12 @@ from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.protocols import Batch, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText
+from brewer_core.run.loading import collate
 
 NOT_OF_THE_ROW = ("labels", "row")
 """Columns of a batch that no model is given."""
+
+_LOOKED_UP_AT_ONCE = 256
 
 _SHARE_OF_DISK = 0.5
 """How much of what is free on the disk `auto` takes at most."""
@@ -132,6 +135,17 @@ def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
     if size_bytes > room + (held_bytes(assembly, folder, asked) if folder.exists() else 0):
         return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free")
     return Decision(folder, "", size_bytes)
+
+
+def holds_all(teacher: CachedTeacher, asked: Asked) -> bool:
+    """Whether a cache holds every row that its teacher is asked about, as they are trained on: none is augmented."""
+    store = teacher.store(asked.needs)
+    numbers = range(len(asked.rows))
+    if any(asked.rows.augmenters) or not len(store):
+        return False
+    batch = collate(asked.rows.tokenizer)
+    pieces = (numbers[start : start + _LOOKED_UP_AT_ONCE] for start in range(0, len(numbers), _LOOKED_UP_AT_ONCE))
+    return all(None not in store.find(teacher.rows(batch([asked.rows.view(i) for i in piece]))) for piece in pieces)
 
 
 def record_layout(form: CacheFormat, asked: Asked) -> Layout:

@@ -24,8 +24,8 @@ from brewer_core.learner import Learner
 from brewer_core.protocols import Batch, Step
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.caching import Asked
+from brewer_core.run.lessons import Lesson
 from brewer_core.run.loading import collate
-from brewer_core.run.stages import Lesson
 from brewer_core.teachers import evaluating
 
 

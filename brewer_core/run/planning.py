@@ -18,8 +18,8 @@ from brewer_core.precision import check_precision
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
+from brewer_core.run.lessons import Lesson, distill_lesson, few_rows, supervised_lesson
 from brewer_core.run.optimization import check_training
-from brewer_core.run.stages import Lesson, distill_lesson, few_rows, supervised_lesson
 from brewer_core.run.tasks import trained_model
 from brewer_core.teachers import evaluating
 
