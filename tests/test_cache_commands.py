@@ -142,6 +142,7 @@ def test_tokenised_rows_are_listed_beside_and_removed_likewise(
     assert brewer("cache", "ls", "--cache", root, "--json") == 0
     assert [row.get("where") for row in json.loads(capsys.readouterr().out)] == [None, "data.films.transfer"]
     assert brewer("cache", "rm", "--all", "--cache", root) == 0
+    capsys.readouterr()
     assert brewer("cache", "ls", "--cache", root, "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -836,4 +837,4 @@ def test_the_plan_of_a_run_tells_which_teachers_are_cached(fresh: Path, capsys: 
     assert f"distil: cache of teacher: 15 kB for all rows, in {fresh}/cache\n" in capsys.readouterr().out
     assert brewer("run", write_config(fresh, taught(cache="off")), "--dry-run") == 0
     assert 'distil: no cache of teacher, as the cache is "off"\n' in capsys.readouterr().out
-    assert not (fresh / "cache").exists()
+    assert not (fresh / "cache" / "teachers").exists()

@@ -45,6 +45,7 @@ EXAMPLES = [
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
             "how-to/speed-sparse.md",
+            "how-to/teacher-cache.md",
             "how-to/track-a-run.md",
         )
     ),
