@@ -6,6 +6,7 @@ large, and the run says so.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,8 +121,11 @@ def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
     except (AdaptorError, DataError) as error:
         return Decision(folder, str(error).rstrip("."))
     assert folder is not None
+    there = _there(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Decision(folder, f"{there} is no folder that can be written")
     size_bytes = estimated_bytes(layout, asked.rows.lengths)
-    free = processes.of_first(lambda: shutil.disk_usage(_there(folder)).free)
+    free = processes.of_first(lambda: shutil.disk_usage(there).free)
     room = free * _SHARE_OF_DISK if settings.path == "auto" else free
     if size_bytes > settings.limit_gb * 1e9:
         return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
