@@ -213,7 +213,7 @@ def test_a_cache_beyond_its_limit_is_refused_where_a_folder_is_named_and_left_ou
     status, error = said(config({"path": "kept", "limit_gb": 1e-7}))
     assert status == 2
     told = re.fullmatch(
-        r"checking data and models\nbrewer: error: config: cache.path: teacher 'teacher' cannot be cached, as it would take (\d+ bytes), "
+        r"checking data and models\nbrewer: error: config: cache.path: teacher 'teacher' cannot be cached, as it would take ([\d.]+ kB), "
         r"and cache.limit_gb is 1e-07\n",
         error,
     )
