@@ -142,6 +142,7 @@ def test_tokenised_rows_are_listed_beside_and_removed_likewise(
     assert brewer("cache", "ls", "--cache", root, "--json") == 0
     assert [row.get("where") for row in json.loads(capsys.readouterr().out)] == [None, "data.films.transfer"]
     assert brewer("cache", "rm", "--all", "--cache", root) == 0
+    capsys.readouterr()
     assert brewer("cache", "ls", "--cache", root, "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -589,6 +590,31 @@ def test_what_cannot_be_built_ahead_is_refused(fresh: Path, capsys: pytest.Captu
     assert said(capsys) == (
         "brewer: error: nothing to build: the config has no distill stage, so no teacher is asked for anything."
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "free", "more"),
+    [
+        ("cache", 10_000, ""),
+        ("auto", 20_000, ", of which auto takes half at most; name it as `cache` to take all"),
+    ],
+)
+def test_a_disk_without_the_room_is_refused_unless_the_rows_are_there(
+    fresh: Path, path: str, free: int, more: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BREWER_CACHE", str(fresh / "cache"))
+    config = write_config(fresh, taught(cache={"path": path}))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - free, free))
+        assert brewer("cache", "build", config) == 2
+        assert said(capsys).splitlines()[-1] == (
+            "brewer: error: config: cache.path: teacher 'teacher' cannot be cached, as it would take 15 kB, and "
+            f"{fresh}/cache has {free // 1000} kB free{more}"
+        )
+    assert brewer("cache", "build", config) == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    assert brewer("run", config, "--dry-run") == 0
+    assert f"distil: cache of teacher: 15 kB for all rows, in {fresh}/cache\n" in capsys.readouterr().out
 
 
 def test_rows_that_are_padded_before_are_refused(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,8 @@ EXAMPLES = [
             "how-to/interrupt-and-resume.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
-            "how-to/speed-sparse.md",
+            "how-to/sparse-logits.md",
+            "how-to/teacher-cache.md",
             "how-to/track-a-run.md",
         )
     ),

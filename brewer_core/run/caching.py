@@ -133,7 +133,8 @@ def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
     if size_bytes > settings.limit_gb * 1e9:
         return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
     if size_bytes > room + (held_bytes(assembly, folder, asked) if folder.exists() else 0):
-        return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free")
+        most = ", of which auto takes half at most; name it as `cache` to take all" if settings.path == "auto" else ""
+        return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free{most}")
     return Decision(folder, "", size_bytes)
 
 
