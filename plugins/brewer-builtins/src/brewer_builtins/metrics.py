@@ -1,4 +1,4 @@
-"""Metrics of classification, by scikit-learn."""
+"""Metrics of classification: accuracy, and by scikit-learn what is more than a mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def brewer_metrics() -> Mapping[str, Callable[..., float]]:
 def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Share of predictions that are right, in [0, 1]."""
     _check("accuracy", predictions, references)
-    return float(_sklearn("accuracy").accuracy_score(references, predictions))
+    right = sum(
+        own == true for own, true in zip(predictions, references, strict=True)
+    )  # importing a library takes longer
+    return float(right / len(references))
 
 
 def f1(
