@@ -24,7 +24,8 @@ class LiveTeacher:
     """A teacher that is a model: moved to the device if it is elsewhere, run in eval mode without gradient, left as it was found.
 
     adaptor: its adaptor. arguments: passed to every call of the model. model_inputs: the part of a batch that the
-    model takes. position: its place among several teachers, whose outputs a batch may bring along as a list.
+    model takes. position: its place among several teachers, whose outputs a batch may bring along as a list. again: builds the same model
+    again, for one that was let go of.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class LiveTeacher:
         arguments: Mapping[str, Any] | None = None,
         model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
         position: int | None = None,
+        again: Callable[[], nn.Module] | None = None,
     ) -> None:
-        self.model = _moved(model, device)
+        self._model: nn.Module | None = _moved(model, device)
         self.adaptor = adaptor
         self.device = device
         self.precision = precision
@@ -47,7 +49,26 @@ class LiveTeacher:
         self.position = position
         self._changes: tuple[tuple[int, int, int], ...] | None = None
         self._identity = ""
+        self._again = again
+        self._description: dict[str, Any] = {}
         self._depth = Depth(self.model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; one that was let go of is built again."""
+        if self._model is None:
+            assert self._again is not None
+            self._model = _moved(self._again(), self.device)
+            self._depth = Depth(self._model)
+            self._changes = changes(self._model)
+        return self._model
+
+    def release(self) -> None:
+        """Let go of the model until it is asked something, where it can be built again."""
+        if self._again is not None:
+            self.identity()
+            self._description = self.described()
+            self._model, self._depth = None, Depth(nn.Module())
 
     def features(self, batch: Batch, needs: frozenset[str]) -> Features:
         """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
@@ -73,7 +94,9 @@ class LiveTeacher:
 
     def identity(self) -> str:
         """A hash of the model's weights and code, the adaptor and its options, the precision, and what each call is given."""
-        now = changes(self.model)
+        if self._model is None:  # it is built again as it was
+            return self._identity
+        now = changes(self._model)
         if now != self._changes:
             self._changes = now
             given = (self.precision, dict(self.arguments), self.model_inputs)
@@ -82,9 +105,11 @@ class LiveTeacher:
 
     def described(self) -> dict[str, Any]:
         """Class, size and precision of the model, and its adaptor."""
+        if self._model is None:
+            return self._description
         return {
-            "model": type(self.model).__name__,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "model": type(self._model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "adaptor": getattr(self.adaptor, "__qualname__", type(self.adaptor).__qualname__),
             "precision": self.precision,
         }

@@ -21,8 +21,8 @@ from brewer_core.processes import Processes
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.augmenting import AugmentedText, Augmenter
+from brewer_core.run.lessons import supervised_lesson
 from brewer_core.run.loading import LengthGroupedBatches, TextLoader
-from brewer_core.run.stages import supervised_lesson
 from brewer_core.run.text import TextDataset
 from brewer_core.run.tokenizers import train_tokenizer
 from fakes import plugin

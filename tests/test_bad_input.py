@@ -209,7 +209,7 @@ def test_half_precision_on_a_cpu(refused):
             "evaluation.best.metric: no metric gives 'f1'; known: accuracy",
         ),
         (
-            {"cache": "here", "fsdp": ["teachers"]},
+            {"cache": "../kept", "fsdp": ["teachers"]},
             "cache.path: teacher 'teacher' cannot be cached, as all processes ask teachers in parts together, and each would ask only "
             "about rows that are new to it",
         ),

@@ -20,7 +20,7 @@ from brewer_core.learner import Learner
 from brewer_core.objective import Objective
 from brewer_core.protocols import Needs, Step
 from brewer_core.run.assembly import Assembly
-from brewer_core.run.stages import distill_lesson
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.teachers import LiveTeacher
 from runs import bert, distill, document, films
 from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
@@ -338,7 +338,7 @@ def test_in_a_run_a_teacher_whose_logits_are_not_read_runs_to_the_layer_of_its_m
     models = {"teacher": bert(16, LAYERS), "student": bert(8, 1)}
     config, registry = document(models=models, stages=[stage]), default_registry()
     assembly = Assembly(parse_run_config(config, "config.json", registry), tmp_path, registry, CPU)
-    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"))
+    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"), caching=False)
     batch, read = next(iter(lesson.loader)), lesson.learner.needs.teacher("teacher")
     ran, losses = {}, {}
     for needs in (read, read | {"logits"}):

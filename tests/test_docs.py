@@ -44,7 +44,8 @@ EXAMPLES = [
             "how-to/interrupt-and-resume.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
-            "how-to/speed-sparse.md",
+            "how-to/sparse-logits.md",
+            "how-to/teacher-cache.md",
             "how-to/track-a-run.md",
         )
     ),
@@ -150,9 +151,10 @@ def described_models() -> list[type]:
 
 
 def commands() -> dict[str, set[str]]:
-    """The options of each command, as a person types them."""
-    group = typer.main.get_command(app)
-    parts = {"": group, **group.commands}  # type: ignore[attr-defined]  # a group has commands
+    """The options of each command, and of each command in a command, as a person types them."""
+    parts = {"": typer.main.get_command(app)}
+    for name, part in list(parts[""].commands.items()):  # type: ignore[attr-defined]  # a group has commands
+        parts |= {name: part, **{f"{name} {inner}": of for inner, of in getattr(part, "commands", {}).items()}}
     return {name: {o for p in part.params for o in p.opts if o.startswith("--")} for name, part in parts.items()}
 
 

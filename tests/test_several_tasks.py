@@ -16,7 +16,7 @@ from brewer_core.protocols import CountingAdaptor, Task
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.evaluation import named
-from brewer_core.run.stages import distill_lesson
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.run.tasks import best_for, columns, for_columns, side_by_side, tasks_of_model
 from runs import (
     bert,
@@ -541,7 +541,7 @@ def test_a_match_names_its_teacher_or_its_place(run, tmp_path):
 def test_a_teacher_gives_only_the_features_that_it_is_asked_for(assembled, teacher):
     matches = {"intermediate_matches": [{**HIDDEN, "teacher": teacher}]}
     assembly = assembled(taught_by("teacher", "second", distillation=matches))
-    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"))
+    lesson = distill_lesson(assembly, assembly.config.stages[0], "stages[0]", assembly.model("student"), caching=False)
     asked = {name: live.arguments for name, live in lesson.teachers.items()}
     assert asked == {"teacher": {}, "second": {"output_hidden_states": True}}
     assert lesson.learner.arguments == {"output_hidden_states": True}

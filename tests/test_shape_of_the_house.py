@@ -272,7 +272,8 @@ def test_importing_the_pytest_plugin_loads_neither_torch_nor_a_plugin(module: st
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["list-plugins", "--help"], ["test-plugin", "--help"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["list-plugins", "--help"], ["test-plugin", "--help"], ["cache", "ls", "--help"]],
 )
 def test_the_help_loads_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
     run = "import runpy; runpy.run_module('brewer_core', run_name='__main__', alter_sys=True)"

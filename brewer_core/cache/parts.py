@@ -26,6 +26,8 @@ from brewer_core.errors import DataError
 from brewer_core.files import write_whole
 
 SUFFIX = ".safetensors"
+INDEX_BYTES = KEY_BYTES + 8 + 8
+"""What a part holds of each row beside its record."""
 _INDEX = ("keys", "places", "checksums")
 _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 

@@ -6,7 +6,6 @@ is written whole and never changed.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import warnings
@@ -19,16 +18,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from brewer_core.cache.about import ABOUT, mark_used, write_about
 from brewer_core.cache.index import Index
 from brewer_core.cache.layout import Frame, Layout
 from brewer_core.cache.parts import SUFFIX, OpenFiles, Part, read_part, write_part
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import DataError
 from brewer_core.features import Features
-from brewer_core.files import system_reason, write_whole
+from brewer_core.files import system_reason
 
-ABOUT, PARTS, LOCK = "about.json", "parts", "lock"
+PARTS, LOCK = "parts", "lock"
 PART_BYTES = 32 << 20
+WAIT_S, POLL_S = 0.3, 0.02
+"""How long a lock that is held is tried again: its holder may be another that only looks whether it is held."""
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Store:
         self._unflushed: dict[bytes, int] = {}
         self._closed_to: str | None = None
         self.refresh()
+        mark_used(folder, self.about)
 
     def __len__(self) -> int:
         return len(self._index) + len(self._unflushed)
@@ -169,10 +172,8 @@ class Store:
             self.folder / PARTS / f"{self._next():06d}-{self._builder}-{secrets.token_hex(4)}{SUFFIX}"
         )  # no other's name
         try:
-            if not (self.folder / ABOUT).exists():
-                write_whole(
-                    self.folder / ABOUT, lambda draft: draft.write_text(json.dumps(self.about, indent=2) + "\n")
-                )
+            if self._lock is not None and not (self.folder / ABOUT).exists():  # one of those that build together
+                write_about(self.folder, self.about)
             write_part(path, pending.layout, pending.keys, pending.records)
         except Exception as error:  # safetensors raises an error of its own
             reason = system_reason(error)
@@ -192,18 +193,26 @@ class Store:
             self._lock.release()
             self._builds = False
 
-    def _has_lock(self) -> bool:
+    def reserve(self) -> bool:
+        """Have the lock before there is anything to keep; False where another builder has it. Raises OSError."""
         if self._lock is None or self._builds:
             return True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            self._builds = True
+            self._lock.acquire(timeout=WAIT_S, poll_interval=POLL_S)
         except Timeout:
+            return False
+        self._builds = True
+        return True
+
+    def _has_lock(self) -> bool:
+        try:
+            if self.reserve():
+                return True
             self._close_to("another process is building it")
         except OSError as error:
             self._close_to(f"{self.folder} cannot be written: {system_reason(error) or error}")
-        return self._builds
+        return False
 
     def _close_to(self, reason: str) -> None:
         self._closed_to = reason

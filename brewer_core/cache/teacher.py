@@ -234,7 +234,7 @@ class _Identity:
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
         self._itself = isinstance(teacher, IdentifiedTeacher)
-        held = list(getattr(teacher, "__dict__", {}).values())
+        held = [] if self._itself else list(getattr(teacher, "__dict__", {}).values())
         self._modules = [each for each in held if isinstance(each, nn.Module)]
         self._changes: Any = None
         self._latest = ""

@@ -12,6 +12,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from brewer_core.cli.caching import cache
 from brewer_core.cli.creating import new_plugin
 from brewer_core.cli.describing import describe
 from brewer_core.cli.explaining import explain
@@ -49,6 +50,7 @@ app.command("new-plugin")(new_plugin)
 app.command("test-plugin")(run_properties)
 app.command("inspect")(inspect)
 app.command("migrate")(migrate)
+app.add_typer(cache)
 
 
 def main() -> None:

@@ -90,6 +90,7 @@ class Assembly:
         self._datasets: dict[tuple[str, str, bool], TextDataset] = {}
         self._augmenters: dict[str, Augmenter] = {}
         self._models: dict[str, LoadedModel] = {}
+        self._replaced: set[str] = set()
         self._rows_numbered = 0
 
     def seed(self, *purpose: str) -> int:
@@ -158,7 +159,16 @@ class Assembly:
 
     def replace_model(self, name: str, loaded: LoadedModel) -> None:
         """Take a model in place of the one that bears a name."""
+        self._replaced.add(name)
         self._models[name] = loaded
+
+    def rebuilt(self, name: str) -> bool:
+        """Whether a model can be built again as it is now: it is as the config builds it."""
+        return name not in self._replaced and not self.in_parts("teachers")
+
+    def release(self, name: str) -> None:
+        """Let go of a model, which is built again when it is asked for. Only for one that can be."""
+        self._models.pop(name, None)
 
     def in_parts(self, role: Literal["student", "teachers"]) -> bool:
         """Whether several processes share one model of this role, each holding a part."""

@@ -6,6 +6,7 @@ large, and the run says so.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,18 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brewer_core.cache import CachedTeacher, CacheFormat, chosen, packed, readable
+from brewer_core.cache.layout import Layout
+from brewer_core.cache.parts import INDEX_BYTES
 from brewer_core.cache.rows import rows_of
 from brewer_core.cache_folder import cache_root
-from brewer_core.config.cache import CacheConfig
 from brewer_core.errors import AdaptorError, ConfigError, DataError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
-from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText
+from brewer_core.run.loading import collate
 
 NOT_OF_THE_ROW = ("labels", "row")
 """Columns of a batch that no model is given."""
+
+_LOOKED_UP_AT_ONCE = 256
 
 _SHARE_OF_DISK = 0.5
 """How much of what is free on the disk `auto` takes at most."""
@@ -32,7 +36,10 @@ _SHARE_OF_DISK = 0.5
 
 @dataclass(frozen=True)
 class Asked:
-    """A teacher of a stage, what is read of it, and a batch of the rows that it is asked about with its features for that."""
+    """A teacher of a stage, what is read of it, and a batch of the rows that it is asked about with its features for that.
+
+    task: the one that it teaches; "" where the strategy draws none.
+    """
 
     name: str
     teacher: Teacher
@@ -40,6 +47,7 @@ class Asked:
     batch: Batch
     features: Features
     rows: JoinedText
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,19 +80,24 @@ def decided(assembly: Assembly, strategy: Strategy, asked: Asked) -> Decision:
         return Decision(None, 'the cache is "off"')
     folder = cache_root(settings.path, assembly.base_dir)
     against = _against(assembly, strategy, asked) or ("there is no folder for caches here" if folder is None else "")
-    decision = Decision(folder) if against else _sized(settings, folder, asked, assembly.processes)
+    decision = Decision(folder) if against else _sized(assembly, folder, asked)
     against = against or decision.reason
     if against and settings.path != "auto":
-        raise ConfigError([f"cache.path: teacher {asked.name!r} cannot be cached, as {against}"], "config")
+        raise refusal(asked.name, against)
     return Decision(None, against) if against else decision
 
 
+def refusal(name: str, reason: str) -> ConfigError:
+    """The error for a cache that is asked for and cannot be."""
+    return ConfigError([f"cache.path: teacher {name!r} cannot be cached, as {reason}"], "config")
+
+
 def check_form(
-    assembly: Assembly, path: str, learner: Learner, decisions: Mapping[str, Decision], asked: Sequence[Asked]
+    assembly: Assembly, path: str, learner: Learner, decisions: Mapping[str, Decision], asked: Mapping[str, Asked]
 ) -> None:
     """Raises ConfigError where the losses of a stage need more of the teachers' logits than the cache keeps. path: of its distillation."""
     kept = CacheFormat(**assembly.config.cache.form).kept
-    logits = [each.features.first("logits") for each in asked if decisions[each.name].folder is not None]
+    logits = [each.features.first("logits") for name, each in asked.items() if decisions[name].folder is not None]
     sizes = {int(head.shape[-1]) for head in logits if head is not None}
     if kept is None or not sizes:
         return
@@ -104,27 +117,53 @@ def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:
     return ""
 
 
-def _sized(settings: CacheConfig, folder: Path | None, asked: Asked, processes: Processes) -> Decision:
+def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
+    settings, processes = assembly.config.cache, assembly.processes
     try:
-        size_bytes = estimated_bytes(CacheFormat(**settings.form), asked)
+        layout = record_layout(CacheFormat(**settings.form), asked)
     except (AdaptorError, DataError) as error:
         return Decision(folder, str(error).rstrip("."))
     assert folder is not None
-    limit = settings.limit_gb * 1e9
-    free = processes.of_first(lambda: shutil.disk_usage(_there(folder)).free)
+    there = _there(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return Decision(folder, f"{there} is no folder that can be written")
+    size_bytes = estimated_bytes(layout, asked.rows.lengths)
+    free = processes.of_first(lambda: shutil.disk_usage(there).free)
     room = free * _SHARE_OF_DISK if settings.path == "auto" else free
-    if size_bytes > limit:
+    if size_bytes > settings.limit_gb * 1e9:
         return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
-    if size_bytes > room:
-        return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free")
+    if size_bytes > room + (held_bytes(assembly, folder, asked) if folder.exists() else 0):
+        most = ", of which auto takes half at most; name it as `cache` to take all" if settings.path == "auto" else ""
+        return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free{most}")
     return Decision(folder, "", size_bytes)
 
 
-def estimated_bytes(form: CacheFormat, asked: Asked) -> int:
-    """What the records of all rows take, worked out from the features of a few."""
+def holds_all(teacher: CachedTeacher, asked: Asked) -> bool:
+    """Whether a cache holds every row that its teacher is asked about, as they are trained on: none is augmented."""
+    store = teacher.store(asked.needs)
+    numbers = range(len(asked.rows))
+    if any(asked.rows.augmenters) or not len(store):
+        return False
+    batch = collate(asked.rows.tokenizer)
+    pieces = (numbers[start : start + _LOOKED_UP_AT_ONCE] for start in range(0, len(numbers), _LOOKED_UP_AT_ONCE))
+    return all(None not in store.find(teacher.rows(batch([asked.rows.view(i) for i in piece]))) for piece in pieces)
+
+
+def record_layout(form: CacheFormat, asked: Asked) -> Layout:
+    """How records would lie, by the features of a few rows. Raises AdaptorError for features that cannot be kept by row."""
     rows = rows_of(asked.batch, ignore=NOT_OF_THE_ROW)
-    layout, _ = packed(chosen(asked.features, asked.needs), rows, form)
-    return sum(layout.size(length) for length in asked.rows.lengths)
+    return packed(chosen(asked.features, asked.needs), rows, form)[0]
+
+
+def estimated_bytes(layout: Layout, lengths: Sequence[int]) -> int:
+    """What rows of so many tokens take."""
+    return sum(layout.size(length) for length in lengths) + INDEX_BYTES * len(lengths)
+
+
+def held_bytes(assembly: Assembly, folder: Path, asked: Asked) -> int:
+    """What is there of a teacher's cache already."""
+    with cached(assembly, Decision(folder), asked) as teacher:
+        return teacher.store(asked.needs).size_bytes
 
 
 def _there(folder: Path) -> Path:

@@ -18,8 +18,8 @@ from brewer_core.protocols import Step, Strategy
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.assembly import Assembly, model_inputs
+from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson
 from brewer_core.run.planning import first_batches, located, plan, stage_lesson, try_batch
-from brewer_core.run.stages import DEFAULT_ADAPTOR, Lesson
 from brewer_core.run.tasks import named_teachers, trained_model
 from brewer_core.teachers import evaluating
 

@@ -29,20 +29,12 @@ from brewer_core.registry import Registry
 from brewer_core.run import folder as names
 from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly
 from brewer_core.run.folder import RunFolder, UnwrittenFolder, holds_run, latest_run
+from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson, distill_lesson, supervised_lesson
 from brewer_core.run.manifest import made_with, manifest, now
 from brewer_core.run.planning import count_parameters, evaluators_for, plan, teacher_models
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.resuming import check_same_config, check_same_data, check_same_plugin_files, fingerprints, hashes
-from brewer_core.run.stages import (
-    CHECKPOINTS,
-    DEFAULT_ADAPTOR,
-    Lesson,
-    Outcome,
-    Session,
-    distill_lesson,
-    supervised_lesson,
-    train,
-)
+from brewer_core.run.stages import CHECKPOINTS, Outcome, Session, train
 from brewer_core.run.tasks import tasks_of_model, trained_model
 from brewer_core.sharding import weights_of
 from brewer_core.stopping import StopRequest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,8 @@ from brewer_core.precision import check_precision
 from brewer_core.protocols import LoadedModel, Step
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
+from brewer_core.run.lessons import Lesson, distill_lesson, few_rows, supervised_lesson
 from brewer_core.run.optimization import check_training
-from brewer_core.run.stages import Lesson, distill_lesson, few_rows, supervised_lesson
 from brewer_core.run.tasks import trained_model
 from brewer_core.teachers import evaluating
 
@@ -43,6 +43,8 @@ class Plan:
     """Parameters by model."""
     terms: Mapping[str, Mapping[str, float]]
     """Terms of each stage with their values on one batch."""
+    notes: Mapping[str, Sequence[str]]
+    """What is said of each stage when it begins: of its teachers, which are cached and where."""
 
 
 def plan(assembly: Assembly) -> Plan:
@@ -75,7 +77,8 @@ def plan(assembly: Assembly) -> Plan:
         classes={name: task.labels for name, task in tasks.items()},
         teachers={task: _teachers_of(assembly.config, task) for task in tasks},
         parameters={name: count_parameters(model) for name, model in models.items()},
-        terms={name: terms for name, (_, terms) in tried.items()},
+        terms={name: terms for name, (_, terms, _) in tried.items()},
+        notes={name: notes for name, (_, _, notes) in tried.items()},
     )
 
 
@@ -111,8 +114,8 @@ def try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
     return losses
 
 
-def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]]:
-    """Build a stage and compute its losses on one batch, without gradient; its steps, and its terms."""
+def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float], Sequence[str]]:
+    """Build a stage and compute its losses on one batch, without gradient; its steps, its terms, and what is said of it."""
     lesson, terms = stage_lesson(assembly, position), dict[str, float]()
     with evaluating(lesson.learner), torch.no_grad(), located(f"stages[{position}]"):
         for task, batch in first_batches(lesson, assembly.trying_device).items():
@@ -120,7 +123,7 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
             terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
     path = f"stages[{position}].training"
     check_training(assembly.config.stages[position].training, lesson.learner.student, lesson.total_steps, path)
-    return lesson.total_steps, terms
+    return lesson.total_steps, terms, lesson.notes
 
 
 @contextmanager

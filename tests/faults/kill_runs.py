@@ -78,7 +78,18 @@ def configs() -> dict[str, dict[str, Any]]:
             distill(training=training(**{**many, "checkpoint_every_steps": 1, "schedule": {"name": "one_cycle"}})),
         ]
     )
-    return {"general": general, "a checkpoint a step": dense, "tasks": _tasks(many)}
+    passes = {name: value for name, value in many.items() if name != "steps"}
+    cached = document(
+        stages=[
+            supervised(training=training(**many)),
+            distill(
+                distillation={"kd_loss_type": "kl", "intermediate_matches": [{**match, "proj": ["linear", 16, 16]}]},
+                training={**passes, "epochs": 4, "optimizer": {"learning_rate": 0.01}},
+            ),
+        ],
+        models={"teacher": bert(16, 3), "student": bert(16, 1)},
+    )
+    return {"general": general, "a checkpoint a step": dense, "tasks": _tasks(many), "a cached teacher": cached}
 
 
 def _tasks(many: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +131,13 @@ def start(folder: Path, output: Path, last_flush: int = 0) -> subprocess.Popen[b
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"},  # it starts often
+        # it starts often, and each run fills a cache of its own
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            "OMP_NUM_THREADS": "1",
+            "BREWER_CACHE": str(output.with_suffix(".cache")),
+        },
     )
 
 

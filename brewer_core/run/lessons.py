@@ -1,0 +1,202 @@
+"""What a stage trains, built from its config: the learner, the batches and the teachers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from brewer_core.batches import call_model, move_to_device, rows, split
+from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
+from brewer_core.config.optimization import Optimization
+from brewer_core.engine import Duration
+from brewer_core.errors import ConfigError
+from brewer_core.features import Features
+from brewer_core.learner import Learner
+from brewer_core.objective import Objective
+from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Strategy, Teacher
+from brewer_core.randomness import seeded
+from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
+from brewer_core.run.caching import Asked, Decision, cached, check_form, decided, notes
+from brewer_core.run.loading import TextLoader
+from brewer_core.run.tasks import trained_model
+from brewer_core.run.teaching import Teaching, released
+from brewer_core.teachers import evaluating
+
+DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage trains: a learner, on batches, with teachers.
+
+    loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
+    taught_by: the modules of its teachers. notes: what is said of it when it begins. asked, decisions: what is asked of each teacher,
+    and whether it is cached.
+    """
+
+    learner: Learner
+    teachers: Mapping[str, Teacher]
+    loader: Any
+    training: Optimization
+    adaptors: Mapping[str, Callable[..., Any]]
+    taught_by: tuple[nn.Module, ...] = ()
+    notes: Sequence[str] = ()
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+
+    @property
+    def duration(self) -> Duration:
+        """How long it is trained; an epoch of tasks that are drawn is as many steps as have their batches together."""
+        epochs = self.training.epochs
+        if not self.drawn:
+            return Duration(epochs, self.training.steps, whole_passes=True)
+        return Duration(steps=self.training.steps or (epochs or 0) * sum(len(each) for each in self.loader.values()))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a task is drawn for every step, whose rows are then one batch, however it is run."""
+        return isinstance(self.loader, Mapping)
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of the loader in an optimizer step."""
+        return 1 if self.drawn else self.training.accumulation
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.duration.total_steps(self.loader, self.accumulation)
+
+
+def supervised_lesson(
+    assembly: Assembly,
+    stage: SupervisedStage | DistillStage,
+    path: str,
+    model: LoadedModel,
+    purpose: str,
+    steps: int | None = None,
+) -> Lesson:
+    """The lesson of a supervised stage; or, with steps, that of a distillation's baseline on its labelled rows."""
+    training = stage.training.model_copy(update={"steps": steps, "epochs": None}) if steps else stage.training
+    sets = assembly.training_sets(stage, path, labelled_only=True)
+    loaders = _loaders(assembly, sets, training, purpose, drawn=len(sets) > 1)
+    ref = stage.adaptors.student if isinstance(stage, DistillStage) else DEFAULT_ADAPTOR
+    adaptors = assembly.adaptors(trained_model(stage), ref)
+    strategy = assembly.registry.bind("strategy", "supervised", _drawing(stage))()
+    alone = next(iter(loaders)) if len(loaders) == 1 else None
+    learner = Learner(
+        model.model.to(assembly.trying_device),
+        adaptors if alone is None else adaptors[alone],
+        Objective(None),
+        strategy,
+        precision=assembly.config.precision,
+        arguments=model.forward_arguments(frozenset({"logits"})),
+        model_inputs=model_inputs,
+    )
+    return Lesson(learner, {}, loaders if alone is None else loaders[alone], training, adaptors)
+
+
+def distill_lesson(
+    assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel, caching: bool = True
+) -> Lesson:
+    """The lesson of a distillation: teachers as far as they are trained, and the student.
+
+    caching: teachers are cached, as far as the config says; without, they are live, and nothing is kept of a trial.
+    """
+    strategy = assembly.bind(stage.strategy)()
+    sets = assembly.training_sets(stage, path)
+    _check_tasks(strategy, stage, path, list(sets))
+    adaptors = assembly.adaptors(stage.student, stage.adaptors.student)
+    teaching = Teaching(assembly, stage, strategy, student)
+    samples = {
+        task: move_to_device(few_rows(next(iter(sample)), stage.training), assembly.trying_device)
+        for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
+    }
+    first, sample = next(iter(samples.items()))
+    known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, teaching.arguments)
+    answers = teaching.answers(samples)
+    own, infos = ModelInfo.of(stage.student, known), teaching.infos(answers)
+    with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
+        objective = _objective(assembly, stage.distillation, path, own, infos)
+        parts = strategy.build(own, infos)
+    learner = Learner(
+        student.model,
+        adaptors if strategy.several_tasks else adaptors[first],
+        objective,
+        strategy,
+        parts=parts,
+        precision=assembly.config.precision,
+        arguments=teaching.arguments,
+        model_inputs=model_inputs,
+    )
+    asked = teaching.asked(learner, samples, answers, sets)
+    decisions = {name: decided(assembly, strategy, each) for name, each in asked.items()}
+    check_form(assembly, f"{path}.distillation", learner, decisions, asked)
+    teachers: dict[str, Teacher] = dict(teaching.live)
+    if caching:
+        teachers |= {
+            name: cached(assembly, decisions[name], each) for name, each in asked.items() if decisions[name].folder
+        }
+    gone = released(assembly, stage, teachers, asked) if caching else frozenset()
+    loaders = _loaders(assembly, sets, stage.training, stage.name, drawn=strategy.several_tasks)
+    return Lesson(
+        learner,
+        teachers,
+        loaders if strategy.several_tasks else loaders[first],
+        stage.training,
+        adaptors,
+        tuple(live.model for name, live in teaching.live.items() if name not in gone),
+        notes(decisions),
+        asked,
+        decisions,
+    )
+
+
+def _objective(
+    assembly: Assembly, config: DistillationConfig, path: str, student: ModelInfo, teachers: Mapping[str, ModelInfo]
+) -> Objective:
+    try:
+        return Objective.from_config(config, assembly.registry, student, teachers)
+    except ConfigError as error:
+        raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
+
+
+def few_rows(batch: Batch, training: Optimization) -> Batch:
+    """What is tried of a batch before training: with batch_size `auto` two rows, which hardly any memory is too small for."""
+    return split(batch, math.ceil(rows(batch) / 2))[0] if training.batch_size == "auto" else batch
+
+
+def _loaders(
+    assembly: Assembly, sets: Mapping[str, JoinedText], training: Optimization, purpose: str, drawn: bool
+) -> dict[str, TextLoader]:
+    """A loader for each task, in an order of its own. drawn: a task is drawn for every step, so batches are whole steps."""
+    purposes = {task: purpose if len(sets) == 1 else f"{purpose}/{task}" for task in sets}
+    return {task: assembly.training_loader(rows, training, purposes[task], drawn) for task, rows in sets.items()}
+
+
+def _drawing(stage: SupervisedStage | DistillStage) -> dict[str, Any]:
+    """The options with which labels are learnt: a baseline draws its tasks as the distillation does."""
+    tau = stage.strategy.options.get("tau") if isinstance(stage, DistillStage) else None
+    return {} if tau is None else {"tau": tau}
+
+
+def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequence[str]) -> None:
+    """Raises ConfigError where there are several tasks, and the strategy cannot draw among them."""
+    if len(tasks) > 1 and not strategy.several_tasks:
+        raise ConfigError(
+            [
+                f"{path}.strategy: `{stage.strategy.name}` trains on one task, and the data of the stage are of "
+                f'{", ".join(tasks)}; use "multi_task", or a stage for each'
+            ],
+            "config",
+        )
+
+
+def _features(model: nn.Module, adaptor: Callable[..., Any], batch: Any, arguments: Mapping[str, Any]) -> Features:
+    with evaluating(model), torch.no_grad():
+        return Features.of(adaptor(batch, call_model(model, model_inputs(batch), arguments)))

@@ -1,0 +1,137 @@
+"""The teachers of a stage: what is asked of them, what they answer to a few rows, and whether they are needed at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from brewer_core.cache import CachedTeacher, chosen
+from brewer_core.config import DistillationConfig, DistillStage
+from brewer_core.config.run import TeacherRef
+from brewer_core.features import Features, features_read
+from brewer_core.learner import Learner
+from brewer_core.objective import Objective
+from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
+from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
+from brewer_core.run.caching import Asked, holds_all
+from brewer_core.run.tasks import named_teachers
+from brewer_core.teachers import LiveTeacher
+
+
+class Teaching:
+    """The teachers of a stage, live, by their names in it.
+
+    arguments: what is added to each call of the student, so that it gives what is read of it.
+    """
+
+    def __init__(self, assembly: Assembly, stage: DistillStage, strategy: Strategy, student: LoadedModel) -> None:
+        self._assembly, self._stage = assembly, stage
+        self._refs, self._several_tasks = named_teachers(stage), strategy.several_tasks
+        self._needs = _needs(strategy, stage.distillation, list(self._refs))
+        self._read = _asked_of_models(self._needs, stage.student, self._refs)
+        self.arguments = dict(student.forward_arguments(self._read[stage.student]))
+        given = {name: self._arguments(name) for name in self._read if name != stage.student}
+        given.setdefault(stage.student, self.arguments)
+        self.live = {name: self._teacher(ref, given[ref.model]) for name, ref in self._refs.items()}
+
+    def answers(self, samples: Mapping[str, Batch]) -> dict[str, Features]:
+        """All layers of what is read of each teacher, for a few rows of its task."""
+        return {
+            name: self.live[name].features(samples[ref.task or ""], features_read(self._needs.teacher(name)))
+            for name, ref in self._refs.items()
+        }
+
+    def infos(self, answers: Mapping[str, Features]) -> dict[str, ModelInfo]:
+        """What is known of each teacher by what it answers."""
+        return {
+            name: ModelInfo.of(name, answers[name], ref.weight, (ref.task,) if ref.task else ())
+            for name, ref in self._refs.items()
+        }
+
+    def asked(
+        self,
+        learner: Learner,
+        samples: Mapping[str, Batch],
+        answers: Mapping[str, Features],
+        sets: Mapping[str, JoinedText],
+    ) -> dict[str, Asked]:
+        """What the learner asks of each teacher."""
+        return {
+            name: Asked(
+                name,
+                self.live[name],
+                learner.needs.teacher(name),
+                samples[ref.task or ""],
+                chosen(answers[name], learner.needs.teacher(name)),
+                sets[ref.task or ""],
+                (ref.task or "") if self._several_tasks else "",
+            )
+            for name, ref in self._refs.items()
+        }
+
+    def _arguments(self, model: str) -> Mapping[str, Any]:
+        """What is added to each call of a model, which is made to give what is read of it."""
+        return self._assembly.model(model).forward_arguments(self._read[model])
+
+    def _teacher(self, ref: TeacherRef, arguments: Mapping[str, Any]) -> LiveTeacher:
+        assembly = self._assembly
+        return LiveTeacher(
+            assembly.placed(assembly.model(ref.model).model, "teachers"),
+            assembly.adaptors(ref.model, ref.adaptor or self._stage.adaptors.teacher)[ref.task or ""],
+            assembly.device,
+            precision=assembly.config.precision,
+            arguments=arguments,
+            model_inputs=model_inputs,
+            again=lambda: self._built_again(ref.model),
+        )
+
+    def _built_again(self, model: str) -> nn.Module:
+        self._arguments(model)
+        return self._assembly.placed(self._assembly.model(model).model, "teachers")
+
+
+def released(
+    assembly: Assembly, stage: DistillStage, teachers: Mapping[str, Teacher], asked: Mapping[str, Asked]
+) -> frozenset[str]:
+    """Let go of the models of teachers whose cache holds every row that is trained on; the names of these teachers.
+
+    A model that this run trains is not let go of. Should one be needed all the same, it is built again.
+    """
+    models = {name: ref.model for name, ref in named_teachers(stage).items()}
+    warm = {
+        name
+        for name, teacher in teachers.items()
+        if isinstance(teacher, CachedTeacher) and assembly.rebuilt(models[name]) and holds_all(teacher, asked[name])
+    }
+    needed = {models[name] for name in models if name not in warm} | {stage.student}
+    gone = frozenset(name for name in warm if models[name] not in needed)
+    for name in gone:
+        live = asked[name].teacher
+        if isinstance(live, LiveTeacher):
+            live.release()
+        assembly.release(models[name])
+    return gone
+
+
+def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[str]) -> Needs:
+    """What the models must give: asked before the objective is there, which needs the widths of all layers."""
+    own = strategy.needs(Objective(None))
+    logits = frozenset({"logits"})
+    of_all = {match.feature for match in config.matches if match.teacher is None}
+    of_all |= logits if config.kd_loss_weight else frozenset()
+    by_teacher = {
+        name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
+        for i, name in enumerate(teachers)
+    }
+    matched = {match.feature for match in config.matches}
+    return Needs(own.student | logits | matched, own.every_teacher | of_all, by_teacher)
+
+
+def _asked_of_models(needs: Needs, student: str, teachers: Mapping[str, TeacherRef]) -> dict[str, frozenset[str]]:
+    """The features that each model is asked for, by its name: one that stands for several teachers for those of all."""
+    asked = {student: features_read(needs.student)}
+    for name, ref in teachers.items():
+        asked[ref.model] = asked.get(ref.model, frozenset()) | features_read(needs.teacher(name))
+    return asked
