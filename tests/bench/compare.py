@@ -110,7 +110,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each side")
     parser.add_argument("--note", default="", help="a sentence on the machine, such as what else it was doing")
     parser.add_argument("--output", type=Path, help="a file for all that was measured, as JSON")
-    parser.add_argument("--docs", type=Path, metavar="JSON", help="measure nothing; put the figures of a file into the page")
+    parser.add_argument(
+        "--docs", type=Path, metavar="JSON", help="measure nothing; put the figures of a file into the page"
+    )
     return parser.parse_args()
 
 

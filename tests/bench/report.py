@@ -84,8 +84,18 @@ def aims(runs: Sequence[Run], reading: Sequence[Mapping[str, Any]]) -> list[Aim]
             _aim("warm step / bare loop, features given", own, most, "brewer_warm", "student_only", "step", 1.05),
             _aim(f"{words}, TextBrewer / brewer, cold cache", own, most, "textbrewer", "brewer_cold", "whole", 4.5),
             _aim("1 epoch, TextBrewer / brewer, no cache", own, epochs[0], "textbrewer", "brewer_live", "whole", 2.5),
-            _aim(f"{words}, brewer, cold cache / bare loop with a dict", own, most, "brewer_cold", "hand_cached", "whole", 1.05),
-            _aim("peak memory, brewer, warm cache / labels alone", own, most, "brewer_warm", "no_teacher", "memory", 1.05),
+            _aim(
+                f"{words}, brewer, cold cache / bare loop with a dict",
+                own,
+                most,
+                "brewer_cold",
+                "hand_cached",
+                "whole",
+                1.05,
+            ),
+            _aim(
+                "peak memory, brewer, warm cache / labels alone", own, most, "brewer_warm", "no_teacher", "memory", 1.05
+            ),
         ]
     return [aim for aim in found if aim is not None] + list(_reading_aims(reading))
 
@@ -185,16 +195,18 @@ def _reading_aims(reading: Sequence[Mapping[str, Any]]) -> Iterable[Aim]:
 
 def _machine(result: Mapping[str, Any]) -> str:
     machine, rows, settings = result["machine"], result["lengths"], result["settings"]
-    quantiles = ", ".join(f"{q} %: {n}" for q, n in rows["quantiles"].items())
-    beside = f" {settings['note']}" if settings.get("note") else ""
-    return (
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {settings['threads']} thread(s) a side; Python "
-        f"{machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}, textbrewer {machine['textbrewer']}. "
-        f"Medians of {settings['rounds']} round(s).{beside}\n\n"
-        f"{rows['rows']} rows of {rows['mean']} tokens on average (shares of rows that are no longer: {quantiles}); steps of "
-        f"{settings['batch_size']} rows; BERT of {settings['setup']['teacher_layers']} layers to {settings['setup']['student_layers']}, both "
-        f"{settings['setup']['width']} wide."
-    )
+    setup, quantiles = settings["setup"], ", ".join(f"{q} %: {n}" for q, n in rows["quantiles"].items())
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "textbrewer"))
+    sentences = [
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, threads of a side: {settings['threads']}; "
+        f"Python {machine['python']}, {versions}.",
+        f"Rounds: {settings['rounds']}.",
+        settings["note"],
+        f"Rows: {rows['rows']} of {rows['mean']} tokens on average (shares of rows that are no longer: {quantiles}), "
+        f"{settings['batch_size']} in a step.",
+        f"BERT of {setup['teacher_layers']} layers to {setup['student_layers']}, both {setup['width']} wide.",
+    ]
+    return "\n".join(sentence for sentence in sentences if sentence)
 
 
 def _aims_table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -226,7 +238,15 @@ def _sides_table(found: Sequence[Mapping[str, Any]]) -> str:
         ]
         for each in found
     ]
-    titles = ["side", "ms a step", "rows a s", "whole run, s", "peak, MB", "above imports, MB", "loss, from the bare loop's"]
+    titles = [
+        "side",
+        "ms a step",
+        "rows a s",
+        "whole run, s",
+        "peak, MB",
+        "above imports, MB",
+        "loss, from the bare loop's",
+    ]
     return _table(titles, rows)
 
 

@@ -17,6 +17,7 @@ from bench.loops import bare, hand_cached, optimizer_of, rate, student_only
 from bench.measuring import Timed, Windows
 from bench.work import CLIP, HARD_WEIGHT, LEARNING_RATE, MAX_LENGTH, STAGE, TEMPERATURE, Work, read_rows
 
+
 def textbrewer(work: Work, folder: Path) -> Timed:
     """GeneralDistiller as its tutorials have it: rows padded to the longest that there may be, in random order."""
     with warnings.catch_warnings():
@@ -44,7 +45,7 @@ def textbrewer(work: Work, folder: Path) -> Timed:
         )
         columns["labels"] = torch.tensor([student.config.label2id[row["label"]] for row in rows])
         items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        loader = DataLoader(items, work.batch_size, shuffle=True)  # type: ignore[arg-type]  # a list is a data set
+        loader = DataLoader(items, work.batch_size, shuffle=True)
         total = len(loader) * work.epochs
         config = tb.DistillationConfig(
             temperature=TEMPERATURE,
@@ -194,17 +195,17 @@ class _Heard:
     """
 
     def __init__(self, loader: Any, windows: Windows, epochs: int) -> None:
-        self._loader, self._windows, self._left = loader, windows, epochs
+        self._loader, self._windows, self._epochs, self._read = loader, windows, epochs, 0
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._windows.steps:
+        if not self._read:
             self._windows.begin()
         for batch in self._loader:
             yield batch
             self._windows.step()
-        self._left -= 1
-        if not self._left:
+        self._read += 1
+        if self._read == self._epochs:
             self._windows.close()

@@ -83,10 +83,10 @@ class Work:
 
 def prepare(**setup: Any) -> dict[str, Any]:
     """Write texts, tokenizer and models into the setup's folder; the lengths of the rows that are trained on, in tokens."""
+    import torch
     from transformers import BertConfig, BertForSequenceClassification
     from transformers.utils import logging
 
-    import torch
     from brewer_core.run.tokenizers import train_tokenizer
 
     logging.disable_progress_bar()
@@ -127,7 +127,9 @@ def read_rows(setup: Setup) -> list[dict[str, str]]:
 def _drawn(count: int) -> list[dict[str, str]]:
     rows = list(_passages())
     if count > len(rows):
-        raise SystemExit(f"there are {len(rows) - EVALUATED_ROWS} rows to train on, fewer than {count - EVALUATED_ROWS}.")
+        raise SystemExit(
+            f"there are {len(rows) - EVALUATED_ROWS} rows to train on, fewer than {count - EVALUATED_ROWS}."
+        )
     return random.Random(0).sample(rows, count)
 
 
