@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from brewer_core import distiller_utils as distiller_utils
     from brewer_core import presets as presets
     from brewer_core import utils as utils
+    from brewer_core.cache import CachedTeacher as CachedTeacher
+    from brewer_core.cache import CacheFormat as CacheFormat
     from brewer_core.components import KINDS as KINDS
     from brewer_core.components import component as component
     from brewer_core.config import DistillationConfig as DistillationConfig
@@ -58,11 +60,13 @@ if TYPE_CHECKING:
     from brewer_core.run import run_config as run_config
     from brewer_core.sparse_logits import Kept as Kept
     from brewer_core.sparse_logits import SparseLogits as SparseLogits
+    from brewer_core.teachers import LiveTeacher as LiveTeacher
     from brewer_core.utils import cycle as cycle
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "cache": ("CacheFormat", "CachedTeacher"),
     "components": ("KINDS", "component"),
     "config": ("DistillationConfig", "RunConfig", "TrainingConfig"),
     "distillers": (
@@ -100,6 +104,7 @@ _HOMES = {
     "registry": ("Registry",),
     "run": ("run_config",),
     "sparse_logits": ("Kept", "SparseLogits"),
+    "teachers": ("LiveTeacher",),
     "utils": ("cycle",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

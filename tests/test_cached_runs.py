@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from brewer_builtins.adaptors import TextClassification
+from brewer_core.cache.about import read_about, write_about
 from brewer_core.cache.parts import read_part
 from brewer_core.config import parse_run_config
 from brewer_core.plugins import default_registry
@@ -22,7 +23,7 @@ from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly, model_inputs
 from brewer_core.run.lessons import distill_lesson
 from brewer_core.teachers import LiveTeacher
-from runs import bert, brewer, distill, document, films, supervised, weights_in, write_config
+from runs import bert, brewer, distill, document, films, labelled, supervised, weights_in, write_config, write_csv
 from tiny import assert_same
 from two_processes import in_each
 
@@ -226,6 +227,28 @@ def test_a_teacher_whose_rows_are_all_there_is_let_go_of_and_built_again_where_i
     )
     logits = expected.features(other, frozenset({"logits"}))["logits"][0]
     torch.testing.assert_close(ours["logits"][0], logits, rtol=0, atol=1e-6)
+
+
+def test_a_teacher_is_measured_once_on_the_same_rows(tmp_path: Path) -> None:
+    films(tmp_path)
+    first = run_config(write_config(tmp_path, untrained("kept")), output=tmp_path / "first")
+    (folder,) = (tmp_path / "kept/figures").iterdir()
+    assert read_about(folder) == {"figures": first["teacher"]["metrics"]}
+
+    write_about(folder, {"figures": {"accuracy": 0.125}})
+    second = run_config(write_config(tmp_path, untrained("kept")), output=tmp_path / "second")
+    assert second["teacher"]["metrics"] == {"accuracy": 0.125}
+    assert second["student"]["metrics"] == first["student"]["metrics"]
+
+    (folder / "about.json").write_bytes((folder / "about.json").read_bytes().replace(b"0.125", b"0.625"))
+    third = run_config(write_config(tmp_path, untrained("kept")), output=tmp_path / "third")
+    assert third["teacher"]["metrics"] == first["teacher"]["metrics"]
+
+    write_csv(tmp_path / "eval.csv", labelled(6))
+    run_config(write_config(tmp_path, untrained("kept")), output=tmp_path / "fourth")
+    assert len(list((tmp_path / "kept/figures").iterdir())) == 2
+    assert brewer("cache", "rm", "--all", "--yes", "--cache", tmp_path / "kept") == 0
+    assert not (tmp_path / "kept/figures").exists()
 
 
 # What is refused, and what is said

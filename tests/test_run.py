@@ -487,7 +487,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypa
     assert tree(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "train.csv", "transfer.csv", "eval.csv"}
     printed = capsys.readouterr().out
-    for part in ("teacher", "distil", "kd_loss", "hard_label_loss", "2 classes: n; p", "nothing was written"):
+    for part in ("teacher", "distil", "kd_loss", "hard_label_loss", "2 classes: n; p", "no run was written"):
         assert part in printed
 
 

@@ -26,6 +26,8 @@ from brewer_core.errors import DataError, RequestError, SaveError
 from brewer_core.files import remove, remove_whole, system_reason
 
 FIDELITY = "fidelity.json"
+FIGURES = "figures"
+"""The folder of what was measured of teachers, inside a folder of caches."""
 SHOWN_DIGITS = 12
 """How much of an id people are shown; it may be given back like that."""
 

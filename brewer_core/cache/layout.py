@@ -153,14 +153,15 @@ def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list
 class Frame:
     """The padded tensors of a batch, which records of one layout are read into: at once where a row's bytes lie side by side.
 
-    What stands in the padding is 0.
+    What stands in the padding is 0. pinned: they are to be copied to a GPU.
     """
 
-    def __init__(self, layout: Layout, rows: Rows) -> None:
+    def __init__(self, layout: Layout, rows: Rows, pinned: bool = False) -> None:
         self._layout, self._rows = layout, rows
         self._length = rows.length or 0
         self._tensors = [
-            torch.empty(len(rows), *piece.shape(self._length), dtype=piece.torch_dtype) for piece in layout.pieces
+            torch.empty(len(rows), *piece.shape(self._length), dtype=piece.torch_dtype, pin_memory=pinned)
+            for piece in layout.pieces
         ]
         self._targets = [_Target(piece, tensor) for piece, tensor in zip(layout.pieces, self._tensors, strict=True)]
         self._straight = all(target.contiguous for target in self._targets)

@@ -115,13 +115,16 @@ class Store:
             found = [-1 - kept[key] if key in kept else n for key, n in zip(rows.keys, found, strict=True)]
         return [None if n is None or not self._layout_of(n).fits(rows.length) else n for n in found]
 
-    def read(self, rows: Rows, numbers: Sequence[int]) -> Features | None:
-        """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch."""
+    def read(self, rows: Rows, numbers: Sequence[int], pinned: bool = False) -> Features | None:
+        """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch.
+
+        pinned: they are to be copied to a GPU.
+        """
         places = [self._place(number) for number in numbers]
         layout = places[0][0].layout
         if any(held.layout is not layout for held, _ in places):
             return None
-        frame, files = Frame(layout, rows), self._files
+        frame, files = Frame(layout, rows, pinned), self._files
 
         def read(row: int, buffers: list[memoryview]) -> bool:
             held, at = places[row]

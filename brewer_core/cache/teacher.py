@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from brewer_core.batches import side, teacher_cache, two_sided
@@ -86,6 +87,8 @@ class CachedTeacher:
         self.format = format or CacheFormat()
         self.limit_bytes = None if limit_gb is None else int(limit_gb * 1e9)
         self._builder, self._shares_lock = builder, shares_lock
+        device = getattr(teacher, "device", None)
+        self._pinned = isinstance(device, torch.device) and device.type == "cuda"
         self._stores: dict[str, Store] = {}
         self._identified, self._identity = _Identity(teacher), ""
         self._by_needs: dict[frozenset[str], Store] = {}
@@ -110,13 +113,13 @@ class CachedTeacher:
         known = [number for number in numbers if number is not None]
         self._asked, self._found = self._asked + len(rows), self._found + len(known)
         if len(known) == len(rows):
-            read = store.read(rows, known)
+            read = store.read(rows, known, self._pinned)
             if read is not None:
                 return read
         answer = self.teacher.features(self._without_key(batch), needs)
         layout, computed = packed(chosen(answer, needs), rows, self.format)
         records = _kept(store, layout, rows, store.find(rows), computed)
-        frame = Frame(layout, rows)
+        frame = Frame(layout, rows, self._pinned)
         frame.read(lambda row, buffers: copied(records[rows.keys[row]], buffers))
         return frame.features
 

@@ -127,7 +127,8 @@ def remove_caches(
 ) -> None:
     """Remove caches, of teachers and of tokenised rows; what they held is computed again when it is asked for."""
     from brewer_core.cache import readable
-    from brewer_core.cache.folders import SHOWN_DIGITS, chosen_id
+    from brewer_core.cache.folders import FIGURES, SHOWN_DIGITS, chosen_id
+    from brewer_core.files import remove
 
     root = _root(folder)
     if bool(given) == all_of_them:
@@ -145,6 +146,8 @@ def remove_caches(
             kept.append(error)
         else:
             typer.echo(f"removed {each.id[:SHOWN_DIGITS]}, {readable(each.size_bytes)}")
+    if all_of_them:
+        remove(root / FIGURES)
     if kept:
         raise kept[0]
 

@@ -64,7 +64,7 @@ class TerminalReporter(Reporter):
         self._out.print(table)
         lines = [line for task in plan.classes for line in _task_lines(plan, task)]
         lines += [f"{stage}: {note}" for stage, notes in plan.notes.items() for note in notes]
-        self._out.print("\n".join([*lines, "nothing was written"]), highlight=False, soft_wrap=True)
+        self._out.print("\n".join([*lines, "no run was written"]), highlight=False, soft_wrap=True)
 
 
 def _named_models(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

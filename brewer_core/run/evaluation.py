@@ -15,6 +15,7 @@ from brewer_core.config.run import Best
 from brewer_core.config.taskrefs import MEAN
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
+from brewer_core.fingerprints import fingerprint
 from brewer_core.listeners import Listener
 from brewer_core.precision import autocast
 from brewer_core.processes import Processes
@@ -54,6 +55,16 @@ class Evaluator:
         """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
         predictions, references = self._predict(model, adaptor)
         return self.processes.of_first(lambda: self.measure(predictions, references))
+
+    def identity(self) -> str:
+        """A hash of the rows with their labels, of the metrics with their options, and of the classes."""
+        rows = self.loader.dataset
+        held = [rows[i] for i in range(self.rows)]
+        of_rows = [{name: torch.as_tensor(item[name]).tolist() for name in item if name != "row"} for item in held]
+        methods = {
+            name: (method.component.name, method.options, method.target) for name, method in self.metrics.items()
+        }
+        return fingerprint(of_rows, methods, self.task)
 
     def same_rows(self, other: Evaluator) -> bool:
         """Whether another evaluator measures on the very same rows."""

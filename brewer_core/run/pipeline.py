@@ -28,6 +28,7 @@ from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
 from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly
+from brewer_core.run.figures import figures_of_teacher
 from brewer_core.run.folder import RunFolder, UnwrittenFolder, holds_run, latest_run
 from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson, distill_lesson, supervised_lesson
 from brewer_core.run.manifest import made_with, manifest, now
@@ -323,12 +324,18 @@ class _Run:
         return {task: own.get(task) or last.adaptors.teacher for task in tasks_of_model(self.config, teacher)}
 
     def _metrics(
-        self, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
+        self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
     ) -> Mapping[str, float]:
         """The final figures; those that the training ended with, where they are of the same rows."""
         if outcome.metrics and self.final.same_rows(self.during):
             return outcome.metrics
-        return self.final(self.assembly.placed(model.model, "student"), adaptors)
+
+        def measure() -> Mapping[str, float]:
+            return self.final(self.assembly.placed(model.model, "student"), adaptors)
+
+        if name not in self.assembly.teacher_names:
+            return measure()
+        return figures_of_teacher(self.assembly, self.final, model, adaptors, measure)
 
     def _figures(
         self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
@@ -336,7 +343,7 @@ class _Run:
         return {
             "model": name,
             "origin": model.origin,
-            "metrics": self._metrics(model, outcome, adaptors),
+            "metrics": self._metrics(name, model, outcome, adaptors),
             "parameters": count_parameters(model),
             "steps": outcome.steps,
             "best_step": outcome.best_step,
