@@ -143,9 +143,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Compare the time of a step with that of a bare PyTorch loop: `nox -s bench -- --rounds 3`."""
-    install(session, ".[hf]")
-    session.run("python", "tests/bench/step_time.py", *session.posargs)
+    """Compare brewer with bare PyTorch loops and TextBrewer in time and memory: `nox -s bench -- --rounds 3`."""
+    install(session, ".[hf]", "textbrewer")
+    session.run("python", "tests/bench/compare.py", *session.posargs, env=QUIET)
 
 
 @nox.session

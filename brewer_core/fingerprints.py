@@ -235,13 +235,20 @@ def _is_setting(value: Any) -> bool:
 @functools.cache
 def _written(kind: Any) -> frozenset[str]:
     """The attributes that methods of a class other than `__init__` assign."""
+    classes = type.mro(kind) if isinstance(kind, type) else []
+    return frozenset().union(*map(_written_by, classes))
+
+
+@functools.cache  # nn.Module is among the classes of every module, and its methods are long
+def _written_by(kind: Any) -> frozenset[str]:
+    """The attributes that a class's own methods assign."""
     import dis
 
-    found: set[str] = set()
-    for each in type.mro(kind) if isinstance(kind, type) else ():
-        for name, member in vars(each).items():
-            if name == "__init__" or not isinstance(member, types.FunctionType):
-                continue
+    store, found = dis.opmap["STORE_ATTR"], set[str]()
+    for name, member in vars(kind).items():
+        if name == "__init__" or not isinstance(member, types.FunctionType):
+            continue
+        if store in member.__code__.co_code[::2]:  # most methods assign none, and to list instructions takes long
             found |= {str(i.argval) for i in dis.get_instructions(member) if i.opname == "STORE_ATTR"}
     return frozenset(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
@@ -15,10 +16,12 @@ import torch
 from brewer_core.checkpoints import Checkpoints
 from brewer_core.config import parse_run_config
 from brewer_core.errors import Stopped
+from brewer_core.listeners import Listener
 from brewer_core.plugins import build_registry
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.library import packaged_config, packaged_names
+from brewer_core.run.reporting import Reporter
 from brewer_core.stopping import StopReason, StopRequest
 from fakes import plugin
 from runs import (
@@ -598,3 +601,23 @@ def test_a_run_that_goes_on_keeps_the_checkpoint_that_was_the_best(run):
     assert summary["student"]["best_step"] == 2
     assert {path.name for path in (folder / "stages/teacher/checkpoints").iterdir()} == {"step-2", "step-6"}
     assert not list(folder.glob("*/*/finished"))
+
+
+@pytest.mark.parametrize("stage", [distill(), supervised(model="student")], ids=["distilled", "supervised"])
+def test_the_student_that_was_tried_is_not_kept_beside_the_one_that_is_trained(tmp_path, registry, stage):
+    alive: list[int] = []
+
+    class Counting(Listener):
+        def begin(self, total_steps: int) -> None:
+            gc.collect()
+            models = [each for each in gc.get_objects() if type(each) is transformers.BertForSequenceClassification]
+            alive.append(sum(model.config.hidden_size == 22 for model in models))
+
+    class Watching(Reporter):
+        def bar(self, title: str) -> Listener:
+            return Counting()
+
+    config = document(models={"teacher": bert(16, 2), "student": bert(22, 1)}, stages=[stage])
+    file = write_config(films(tmp_path), config)
+    run_config(file, output=tmp_path / "out", device="cpu", registry=registry, reporter=Watching())
+    assert alive == [1]

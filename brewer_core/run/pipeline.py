@@ -228,7 +228,9 @@ class _Run:
         name, folder = trained_model(stage), self.folder.stage(stage.name)
         model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
         if isinstance(stage, DistillStage):
-            self._first_weights = weights_of(model.model)
+            self._first_weights = weights_of(model.model) if self.config.baselines else {}
+        if not isinstance(stage, DistillStage) or name not in teacher_models(stage.teachers):
+            self.assembly.replace_model(name, model)  # the one that was tried is not kept beside it
         outcome = self._finished(folder, model)
         if outcome is None:
             if isinstance(stage, DistillStage):
