@@ -28,6 +28,8 @@ from brewer_core.files import write_whole
 SUFFIX = ".safetensors"
 INDEX_BYTES = KEY_BYTES + 8 + 8
 """What a part holds of each row beside its record."""
+_BUFFERS_AT_ONCE = 1024
+"""IOV_MAX of Linux and macOS."""
 _INDEX = ("keys", "places", "checksums")
 _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 
@@ -141,6 +143,27 @@ def _index_checksum(layout: str, index: Mapping[str, numpy.ndarray[Any, Any]]) -
     return digest.hexdigest()
 
 
+def _read_into(descriptor: int, buffers: list[memoryview], at: int) -> int:
+    """Fill buffers; the system takes so many at once, and may fill them in part."""
+    got, rest = 0, buffers
+    while rest:
+        some = os.preadv(descriptor, rest[:_BUFFERS_AT_ONCE], at + got)
+        got += some
+        rest = _unfilled(rest, some)
+        if not some and any(rest):
+            break
+    return got
+
+
+def _unfilled(buffers: list[memoryview], filled: int) -> list[memoryview]:
+    """What is left of buffers after so many bytes."""
+    for i, buffer in enumerate(buffers):
+        if filled < len(buffer):
+            return [buffer[filled:], *buffers[i + 1 :]]
+        filled -= len(buffer)
+    return []
+
+
 class OpenFiles:
     """Files that are read again and again, the latest opened of which stay open."""
 
@@ -157,7 +180,7 @@ class OpenFiles:
                 self._open.popitem(last=False)[1].close()
             file = self._open[path] = FileIO(path)
         if hasattr(os, "preadv"):
-            return os.preadv(file.fileno(), buffers, at)
+            return _read_into(file.fileno(), buffers, at)
         file.seek(at)
         return sum(file.readinto(buffer) or 0 for buffer in buffers)
 

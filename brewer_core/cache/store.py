@@ -113,7 +113,7 @@ class Store:
         if self._unflushed:
             kept = self._unflushed
             found = [-1 - kept[key] if key in kept else n for key, n in zip(rows.keys, found, strict=True)]
-        return [None if n is None or not self._layout_of(n).fits(rows.length) else n for n in found]
+        return [None if n is None or not self._layout_of(n).fits(rows.lengths) else n for n in found]
 
     def read(self, rows: Rows, numbers: Sequence[int]) -> Features | None:
         """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch."""
