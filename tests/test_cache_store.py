@@ -496,6 +496,19 @@ def test_a_flipped_byte_is_noticed_and_its_rows_are_computed_again(place: str, t
         assert asked(tmp_path, live()) == 0
 
 
+def test_a_byte_that_flips_after_it_was_read_is_noticed(tmp_path: Path) -> None:
+    built(tmp_path)
+    (file,) = parts_of(tmp_path)
+    with CachedTeacher(live(), folder=tmp_path) as cached:
+        expected = answers(cached)
+        damaged(file, file.stat().st_size - 5)
+        with pytest.warns(UserWarning, match="is damaged"):
+            again = answers(cached)
+    assert 1 <= cached.teacher.model.rows_asked <= 4
+    for batch, ours, theirs in zip(batches(), again, expected, strict=True):
+        assert_alike(ours, theirs, batch["attention_mask"], 1e-6)
+
+
 @pytest.mark.parametrize("left", [0, 5, 300, -10])
 def test_a_file_that_was_cut_short_is_noticed(left: int, tmp_path: Path) -> None:
     built(tmp_path)

@@ -38,7 +38,7 @@ _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 class Part:
     """A part on disk, with its index in memory and its records there.
 
-    begins: the place of the first record in the file. checked: of each record, whether this process has compared it with its checksum.
+    begins: the place of the first record in the file.
     """
 
     path: Path
@@ -47,16 +47,12 @@ class Part:
     places: array[int]
     checksums: array[int]
     begins: int
-    checked: bytearray
 
     def __len__(self) -> int:
         return len(self.checksums)
 
     def read(self, files: OpenFiles, row: int, buffers: list[memoryview]) -> bool:
-        """Read a record into buffers, one after the other; False where it is not what was written.
-
-        It is compared with its checksum when this process reads it first.
-        """
+        """Read a record into buffers, one after the other; False where it is not what was written, by its checksum."""
         at = self.places[row]
         size = self.places[row + 1] - at
         try:
@@ -65,9 +61,7 @@ class Part:
             return False
         if got != size or sum(map(len, buffers)) != size:
             return False
-        if not self.checked[row]:
-            self.checked[row] = _checksum(buffers) == self.checksums[row]
-        return bool(self.checked[row])
+        return _checksum(buffers) == self.checksums[row]
 
     def record(self, files: OpenFiles, row: int) -> bytes | None:
         """A record; None where it is not what was written."""
@@ -116,7 +110,7 @@ def _read_part(path: Path) -> Part:
         raise ValueError("records")
     layout, places = Layout.from_json(json.loads(metadata["layout"])), array("q", index["places"].tobytes())
     checksums = array("Q", index["checksums"].tobytes())
-    return Part(path, layout, index["keys"], places, checksums, 8 + size + int(begins), bytearray(len(checksums)))
+    return Part(path, layout, index["keys"], places, checksums, 8 + size + int(begins))
 
 
 def _held(descriptor: int, described: Mapping[str, Any], offset: int) -> numpy.ndarray[Any, Any]:
