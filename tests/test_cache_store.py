@@ -15,11 +15,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 from brewer_core.cache import CachedTeacher, CacheFormat
+from brewer_core.cache.index import Index
 from brewer_core.errors import DataError, RequestError
 from brewer_core.features import Feature, Features
 from brewer_core.fingerprints import fingerprint
@@ -494,6 +496,22 @@ def test_a_flipped_byte_is_noticed_and_its_rows_are_computed_again(place: str, t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a part that is still there
         assert asked(tmp_path, live()) == 0
+
+
+def test_an_index_knows_the_latest_numbers_of_what_was_not_forgotten() -> None:
+    generator = numpy.random.default_rng(0)
+    index, expected = Index(), dict[bytes, int]()
+    known = [generator.bytes(16) for _ in range(9_000)]
+    known += [key[:8] + generator.bytes(8) for key in known[:50]]  # alike in their first halves
+    for count in range(0, 120_000, 6_000):
+        keys = [known[i] for i in generator.integers(len(known), size=6_000)]
+        index.add(numpy.frombuffer(b"".join(keys), numpy.uint8).reshape(-1, 16), count)
+        expected |= {key: count + i for i, key in enumerate(keys)}
+        for key in generator.permutation(len(known))[:40]:
+            index.forget(known[key])
+            expected.pop(known[key], None)
+    assert index.find(known) == [expected.get(key) for key in known]
+    assert len(index) == len(expected)
 
 
 def test_a_byte_that_flips_after_it_was_read_is_noticed(tmp_path: Path) -> None:
