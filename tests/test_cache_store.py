@@ -249,6 +249,15 @@ def test_a_change_of_the_teacher_or_of_what_is_read_is_another_cache(change: str
     assert asked(tmp_path, other.teacher(), other.needs, format=other.format) == 24
 
 
+def test_another_version_of_the_form_on_disk_is_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    built(tmp_path)
+    monkeypatch.setattr("brewer_core.cache.teacher.VERSION", 2)
+    assert asked(tmp_path, live()) == 24
+    assert not recwarn.list
+
+
 def test_an_option_of_an_adaptor_is_known_again(tmp_path: Path) -> None:
     with CachedTeacher(live(adaptor=Scaled(3.0)), folder=tmp_path) as cached:
         answers(cached)

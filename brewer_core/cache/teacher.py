@@ -25,6 +25,9 @@ from brewer_core.protocols import Batch, Teacher
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+VERSION = 1
+"""Of how rows are told apart and records lie. A cache of another version is another cache, which nobody takes for a damaged one."""
+
 TEACHERS = "teachers"
 """The folder of teacher caches inside a cache folder."""
 
@@ -129,7 +132,7 @@ class CachedTeacher:
             self._identity = identity
         if needs not in self._by_needs:
             read = sorted(needs)
-            name = fingerprint(identity, read, self.format.to_dict())
+            name = fingerprint(VERSION, identity, read, self.format.to_dict())
             if name not in self._stores:
                 about = {
                     "teacher": dict(_described(self.teacher)),
