@@ -507,6 +507,23 @@ def test_a_flipped_byte_is_noticed_and_its_rows_are_computed_again(place: str, t
         assert asked(tmp_path, live()) == 0
 
 
+def test_a_part_that_was_renamed_is_read_and_others_are_written_beside_it(tmp_path: Path) -> None:
+    built(tmp_path)
+    (part,) = parts_of(tmp_path)
+    part.rename(part.with_name("copy of a part.safetensors"))
+    with CachedTeacher(live(), folder=tmp_path) as cached:
+        answers(cached)
+        cached.features(padded([torch.arange(1, 20)]), READ)
+    assert cached.teacher.model.rows_asked == 1
+    assert len(parts_of(tmp_path)) == 2
+
+
+def test_a_folder_whose_name_the_system_refuses_keeps_nothing(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["x" * 200] * 25)
+    with pytest.warns(UserWarning, match="keeps no more rows, as .* cannot be written: file name too long"):
+        assert asked(folder, live()) == 24
+
+
 def test_an_index_knows_the_latest_numbers_of_what_was_not_forgotten() -> None:
     generator = numpy.random.default_rng(0)
     index, expected = Index(), dict[bytes, int]()
