@@ -197,7 +197,7 @@ class _Walk:
         changed = _changed_by(function.__code__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self.add(tuple(_content(cell) for name, cell in cells if name not in changed))
-        for name in sorted(_names(function.__code__) - changed):
+        for name in sorted(_globals_read(function.__code__) - changed):
             self._global(name, function.__globals__.get(name), function)
         if isinstance(getattr(function, "__wrapped__", None), types.FunctionType):
             self.add(cast(Any, function).__wrapped__)
@@ -355,6 +355,16 @@ def _written(kind: Any, called: str = "__call__") -> frozenset[str]:
 
 
 @functools.cache
+def _globals_read(code: types.CodeType) -> frozenset[str]:
+    """The globals that a function reads; its attributes may have the same names as others."""
+    import dis
+
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(own).union(*map(_globals_read, inner))
+
+
+@functools.cache
 def _changed_by(code: types.CodeType) -> frozenset[str]:
     """The attributes, globals and closed-over variables that a function assigns, or that it adds to, as a list of what it has seen."""
     import dis
@@ -365,6 +375,13 @@ def _changed_by(code: types.CodeType) -> frozenset[str]:
         loads = step.opname.startswith("LOAD_") and isinstance(step.argval, str)
         if loads and then.opname in ("LOAD_ATTR", "LOAD_METHOD") and then.argval in _MUTATORS:
             found.add(step.argval)
+    for held, key, then in zip(steps, steps[1:], steps[2:], strict=False):  # `self.seen[key] = value`
+        if (
+            then.opname == "STORE_SUBSCR"
+            and key.opname.startswith(("LOAD_FAST", "LOAD_CONST"))
+            and held.opname == "LOAD_ATTR"
+        ):
+            found.add(held.argval)
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(found).union(*map(_changed_by, inner)) - set(code.co_cellvars)
 

@@ -152,7 +152,7 @@ def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list
             None if t is None else _by_row(name, t.detach().cpu().resolve_conj(), len(rows)) for t in features[name]
         ]
         cut = stated and rows.length is not None and rows.alone and _padding_unread(name, features, rows)
-        pieces = []
+        pieces = list[Piece | None]()
         for tensor in own:
             if tensor is None:
                 pieces.append(None)
