@@ -63,6 +63,11 @@ def layers_read(needs: Collection[str], feature: str) -> frozenset[int] | None:
     return frozenset(int(matched["layer"]) for matched in named)
 
 
+def axes_of_rank(name: str, rank: int, axes: str) -> str | None:
+    """The axes of one tensor of a feature whose axes these are: heads may be of several ranks. None where they are not known."""
+    return axes if len(axes.split()) == rank else _AXES.get(name, {}).get(rank)
+
+
 def names_of_layers(feature: str, layers: int | Sequence[int] | None) -> frozenset[str]:
     """The names of single layers in needs; the feature's own where all are read, or where it is known to have no layers."""
     if layers is None or (feature in _AXES and feature not in _IN_LAYERS):

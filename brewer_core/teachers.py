@@ -15,7 +15,7 @@ from brewer_core.captures import PREFIX, capturing
 from brewer_core.depth import Depth
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
-from brewer_core.fingerprints import changes, fingerprint
+from brewer_core.fingerprints import fingerprint
 from brewer_core.precision import autocast
 from brewer_core.protocols import Batch
 
@@ -47,11 +47,11 @@ class LiveTeacher:
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
         self.position = position
-        self._changes: tuple[tuple[int, int, int], ...] | None = None
         self._identity = ""
         self._again = again
         self._description: dict[str, Any] = {}
         self._depth = Depth(self.model)
+        self.decodes_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     @property
     def model(self) -> nn.Module:
@@ -60,13 +60,12 @@ class LiveTeacher:
             assert self._again is not None
             self._model = _moved(self._again(), self.device)
             self._depth = Depth(self._model)
-            self._changes = changes(self._model)
         return self._model
 
     def release(self) -> None:
         """Let go of the model until it is asked something, where it can be built again."""
         if self._again is not None:
-            self.identity()
+            self._identity = self._identity or self.identity()
             self._description = self.described()
             self._model, self._depth = None, Depth(nn.Module())
 
@@ -96,11 +95,8 @@ class LiveTeacher:
         """A hash of the model's weights and code, the adaptor and its options, the precision, and what each call is given."""
         if self._model is None:  # it is built again as it was
             return self._identity
-        now = changes(self._model)
-        if now != self._changes:
-            self._changes = now
-            given = (self.precision, dict(self.arguments), self.model_inputs)
-            self._identity = fingerprint("live", self.model, self.adaptor, *given)
+        given = (self.precision, dict(self.arguments), self.model_inputs)
+        self._identity = fingerprint("live", self._model, self.adaptor, *given)
         return self._identity
 
     def described(self) -> dict[str, Any]:

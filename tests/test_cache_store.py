@@ -15,11 +15,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 from brewer_core.cache import CachedTeacher, CacheFormat
+from brewer_core.cache.index import Index
 from brewer_core.errors import DataError, RequestError
 from brewer_core.features import Feature, Features
 from brewer_core.fingerprints import fingerprint
@@ -247,11 +249,172 @@ def test_a_change_of_the_teacher_or_of_what_is_read_is_another_cache(change: str
     assert asked(tmp_path, other.teacher(), other.needs, format=other.format) == 24
 
 
+def test_another_version_of_the_form_on_disk_is_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    built(tmp_path)
+    monkeypatch.setattr("brewer_core.cache.teacher.VERSION", 2)
+    assert asked(tmp_path, live()) == 24
+    assert not recwarn.list
+
+
 def test_an_option_of_an_adaptor_is_known_again(tmp_path: Path) -> None:
     with CachedTeacher(live(adaptor=Scaled(3.0)), folder=tmp_path) as cached:
         answers(cached)
     assert asked(tmp_path, live(adaptor=Scaled(3.0))) == 0
     assert asked(tmp_path, live(adaptor=Scaled(4.0))) == 24
+
+
+def fingerprint_of(code: str, name: str = "made") -> str:
+    """That of what a script makes, as it would be in another run of the script."""
+    made: dict[str, Any] = {"__name__": "script", "nn": nn, "torch": torch, "functools": functools}
+    exec(code, made)
+    return fingerprint(made[name])
+
+
+ADAPTOR = """
+SCALES = {"logits": 2.0}
+class Base:
+    offset = 1.0
+    def adapted(self, logits):
+        return logits * SCALES["logits"] + self.offset
+class Adaptor(Base):
+    def __init__(self):
+        self.calls = 0
+    def set_power(self, power):
+        self.power = power
+        return self
+    def __call__(self, batch, outputs):
+        self.calls += 1
+        return {"logits": self.adapted(outputs) ** self.power}
+made = Adaptor().set_power(3)
+"""
+
+DECORATED = """
+def times(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(batch, outputs):
+            return {"logits": factor * function(batch, outputs)}
+        return wrapper
+    return decorate
+@times(2.0)
+def made(batch, outputs):
+    return outputs
+"""
+
+MODEL = """
+def halved(x):
+    return x / 2
+class Base(nn.Module):
+    def encoded(self, x):
+        return halved(x) * self._gain
+class Model(Base):
+    def __init__(self):
+        super().__init__()
+        self._gain, self.act, self.layers, self.options, self.seen = 1.0, torch.relu, [0, 2], {"skip": True}, []
+        self.by_size = {}
+        self.shift = torch.zeros(2)
+    def forward(self, x):
+        size = len(x)
+        self.seen.append(size)
+        self.by_size[size] = x
+        return self.act(self.encoded(x)) + self.shift
+made = Model()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "after"),
+    [
+        (ADAPTOR, '{"logits": 2.0}', '{"logits": 3.0}'),
+        (ADAPTOR, "offset = 1.0", "offset = 0.0"),
+        (ADAPTOR, "+ self.offset", "- self.offset"),
+        (ADAPTOR, "set_power(3)", "set_power(2)"),
+        (DECORATED, "times(2.0)", "times(3.0)"),
+        (DECORATED, "factor *", "factor +"),
+        (MODEL, "x / 2", "x / 4"),
+        (MODEL, "halved(x) *", "halved(x) +"),
+        (MODEL, "1.0, torch.relu", "2.0, torch.relu"),
+        (MODEL, "torch.relu", "torch.tanh"),
+        (MODEL, "torch.relu", "lambda x: x"),
+        (MODEL, "[0, 2]", "[0, 1]"),
+        (MODEL, "True", "False"),
+        (MODEL, "torch.zeros(2)", "torch.ones(2)"),
+        ("made = torch.ones(2).mul", "ones", "zeros"),
+    ],
+)
+def test_whatever_an_adaptor_or_a_model_does_is_part_of_its_fingerprint(code: str, before: str, after: str) -> None:
+    assert before in code
+    assert fingerprint_of(code) == fingerprint_of(code)
+    assert fingerprint_of(code) != fingerprint_of(code.replace(before, after))
+
+
+def test_a_variable_of_a_notebook_that_is_called_as_an_output_is_no_part_of_a_fingerprint() -> None:
+    code = "logits = torch.ones(2)\ndef made(batch, outputs):\n    return {'logits': outputs.logits}"
+    assert fingerprint_of(code) == fingerprint_of(code.replace("ones", "zeros"))
+
+
+def test_what_a_call_notes_is_no_part_of_a_fingerprint() -> None:
+    made: dict[str, Any] = {"__name__": "script", "nn": nn, "torch": torch}
+    for code, given in ((ADAPTOR, ({}, torch.ones(2))), (MODEL, (torch.ones(2),))):
+        exec(code, made)
+        before = fingerprint(made["made"])
+        made["made"](*given)
+        assert fingerprint(made["made"]) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_scripted_model_is_known_by_its_code() -> None:
+    def traced(function: Any) -> Any:
+        torch.manual_seed(0)
+        return torch.jit.trace(nn.Sequential(nn.Linear(2, 2), function), torch.ones(1, 2))
+
+    assert fingerprint(traced(nn.ReLU())) == fingerprint(traced(nn.ReLU()))
+    assert fingerprint(traced(nn.ReLU())) != fingerprint(traced(nn.Tanh()))
+
+
+def test_a_model_is_the_same_wherever_it_was_loaded_from(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a model of the extra hf")
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    model.save_pretrained(tmp_path)
+    assert fingerprint(type(model).from_pretrained(tmp_path)) == fingerprint(model)
+
+
+@pytest.mark.parametrize("change", ["adaptor.scale", "model.gain", "precision"])
+def test_a_setting_that_changes_between_two_caches_is_seen(change: str, tmp_path: Path) -> None:
+    teacher = live(adaptor=Scaled(3.0))
+    with CachedTeacher(teacher, folder=tmp_path) as cached:
+        answers(cached)
+    if change == "precision":
+        teacher.precision = "bf16"
+    else:
+        owner, _, name = change.partition(".")
+        setattr(getattr(teacher, owner), name, 0.5)
+    assert asked(tmp_path, teacher) == 48
+
+
+@pytest.mark.parametrize("how", ["data", "fused"])
+def test_a_change_of_weights_that_torch_does_not_count_is_seen(how: str, tmp_path: Path) -> None:
+    teacher = live()
+    with CachedTeacher(teacher, folder=tmp_path) as cached:
+        answers(cached)
+        if how == "data":
+            for weight in teacher.model.parameters():
+                weight.data.mul_(2)
+        else:
+            optimizer = torch.optim.SGD(teacher.model.parameters(), 0.1, fused=True)
+            sum(weight.sum() for weight in teacher.model.parameters()).backward()
+            optimizer.step()
+        answers(cached)
+    assert teacher.model.rows_asked == 48
 
 
 def test_a_teacher_made_anew_finds_its_cache(tmp_path: Path) -> None:
@@ -350,6 +513,52 @@ def test_a_flipped_byte_is_noticed_and_its_rows_are_computed_again(place: str, t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a part that is still there
         assert asked(tmp_path, live()) == 0
+
+
+def test_a_part_that_was_renamed_is_read_and_others_are_written_beside_it(tmp_path: Path) -> None:
+    built(tmp_path)
+    (part,) = parts_of(tmp_path)
+    part.rename(part.with_name("copy of a part.safetensors"))
+    with CachedTeacher(live(), folder=tmp_path) as cached:
+        answers(cached)
+        cached.features(padded([torch.arange(1, 20)]), READ)
+    assert cached.teacher.model.rows_asked == 1
+    assert len(parts_of(tmp_path)) == 2
+
+
+def test_a_folder_whose_name_the_system_refuses_keeps_nothing(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["x" * 200] * 25)
+    with pytest.warns(UserWarning, match="keeps no more rows, as .* cannot be written: file name too long"):
+        assert asked(folder, live()) == 24
+
+
+def test_an_index_knows_the_latest_numbers_of_what_was_not_forgotten() -> None:
+    generator = numpy.random.default_rng(0)
+    index, expected = Index(), dict[bytes, int]()
+    known = [generator.bytes(16) for _ in range(9_000)]
+    known += [key[:8] + generator.bytes(8) for key in known[:50]]  # alike in their first halves
+    for count in range(0, 120_000, 6_000):
+        keys = [known[i] for i in generator.integers(len(known), size=6_000)]
+        index.add(numpy.frombuffer(b"".join(keys), numpy.uint8).reshape(-1, 16), count)
+        expected |= {key: count + i for i, key in enumerate(keys)}
+        for key in generator.permutation(len(known))[:40]:
+            index.forget(known[key])
+            expected.pop(known[key], None)
+    assert index.find(known) == [expected.get(key) for key in known]
+    assert len(index) == len(expected)
+
+
+def test_a_byte_that_flips_after_it_was_read_is_noticed(tmp_path: Path) -> None:
+    built(tmp_path)
+    (file,) = parts_of(tmp_path)
+    with CachedTeacher(live(), folder=tmp_path) as cached:
+        expected = answers(cached)
+        damaged(file, file.stat().st_size - 5)
+        with pytest.warns(UserWarning, match="is damaged"):
+            again = answers(cached)
+    assert 1 <= cached.teacher.model.rows_asked <= 4
+    for batch, ours, theirs in zip(batches(), again, expected, strict=True):
+        assert_alike(ours, theirs, batch["attention_mask"], 1e-6)
 
 
 @pytest.mark.parametrize("left", [0, 5, 300, -10])
@@ -521,6 +730,123 @@ def test_a_feature_of_unknown_axes_is_known_again_at_its_length_alone(tmp_path: 
             ours = cached.features(batch, needs)["pooled"][0]
             assert torch.equal(ours, live(model).features(batch, needs)["pooled"][0])
     assert model.rows_asked - 3 * 24 == 2 * 24
+
+
+class Answering:
+    """A teacher that answers what a function of the batch gives."""
+
+    def __init__(self, answer: Callable[[Any], dict[str, Any]]) -> None:
+        self.answer, self.asked = answer, 0
+
+    def identity(self) -> str:
+        return "answering"
+
+    def described(self) -> dict[str, Any]:
+        return {}
+
+    def features(self, batch: Any, needs: frozenset[str]) -> Features:
+        self.asked += 1
+        return Features.of(self.answer(batch)).only_read(needs)
+
+
+def both_read(answer: Callable[[Any], dict[str, Any]], given: list[Any], folder: Path) -> tuple[list[Features], int]:
+    """What is read of batches when they come again, and how many of them are computed again."""
+    for _ in range(2):
+        teacher = Answering(answer)
+        with CachedTeacher(teacher, folder=folder) as cached:
+            read = [cached.features(batch, READ) for batch in given]
+    return read, teacher.asked
+
+
+def states_of(ids: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(ids, WORDS).float()
+
+
+def masked(batch: Any) -> dict[str, Any]:
+    return {"logits_mask": batch["attention_mask"], "inputs_mask": batch["attention_mask"]}
+
+
+OF_OTHER_LENGTHS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "a token before each text": lambda b: {"hidden": [nn.functional.pad(states_of(b["input_ids"]), (0, 0, 1, 0))]},
+    "every other token": lambda b: {"hidden": [states_of(b["input_ids"])[:, ::2]]},
+    "logits of a row and of its tokens": lambda b: {
+        "logits": [states_of(b["input_ids"]).sum(1), states_of(b["input_ids"])],
+        "logits_mask": [None, b["attention_mask"]],
+    },
+}
+
+
+@pytest.mark.parametrize("case", OF_OTHER_LENGTHS)
+def test_features_of_another_length_than_the_texts_have_that_of_the_batch(case: str, tmp_path: Path) -> None:
+    def answer(batch: Any) -> dict[str, Any]:
+        return {**masked(batch), **OF_OTHER_LENGTHS[case](batch)}
+
+    given = [padded(texts(3)), padded(texts(3), 4)]
+    read, _ = both_read(answer, given, tmp_path)
+    for batch, ours in zip(given, read, strict=True):
+        for name, tensors in Features.of(answer(batch)).items():
+            assert [None if t is None else t.shape for t in ours[name]] == [
+                None if t is None else t.shape for t in tensors
+            ]
+
+
+def test_what_a_decoder_gives_is_not_cut_to_the_texts_of_the_encoder(tmp_path: Path) -> None:
+    def answer(batch: Any) -> dict[str, Any]:
+        mask = batch["decoder_attention_mask"]
+        return {
+            "logits": states_of(batch["decoder_input_ids"]),
+            "logits_mask": mask,
+            "inputs_mask": batch["attention_mask"],
+        }
+
+    def both(more: int, more_decoded: int) -> dict[str, Tensor]:
+        decoded = {f"decoder_{name}": value for name, value in padded(texts(4), more_decoded).items()}
+        return {**padded(texts(4), more), **decoded}
+
+    given = [both(0, 0), both(3, 0), both(0, 2), both(2, 2)]
+    read, _ = both_read(answer, given, tmp_path)
+    for batch, ours in zip(given, read, strict=True):
+        assert torch.equal(ours["logits"][0], answer(batch)["logits"])
+
+
+def test_labels_that_a_decoder_begins_with_tell_rows_apart(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="a model of the extra hf")
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": WORDS}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+    teacher = LiveTeacher(model, lambda _, outputs: {"logits": outputs.logits}, CPU)
+    text = padded([torch.tensor([4, 5, 6, 7])])
+    with CachedTeacher(teacher, folder=tmp_path) as cached:
+        for labels in ([[3, 4, 1]], [[8, 9, 1]], [[8, 9, 10, 1]], [[3, 4, 1]]):
+            batch = {**text, "labels": torch.tensor(labels)}
+            read = cached.features(batch, frozenset({"logits"}))["logits"][0]
+            torch.testing.assert_close(read, teacher.features(batch, frozenset({"logits"}))["logits"][0])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda b: {"hidden": [states_of(b["input_ids"])[..., :0]], "logits": states_of(b["input_ids"])},
+        lambda b: {"hidden": [states_of(b["input_ids"])[..., :0]]},
+        lambda b: {"hidden": [states_of(b["input_ids"])] * 1100},
+        lambda b: {"hidden": [states_of(b["input_ids"]).to(torch.float8_e4m3fn)]},
+        lambda b: {"hidden": [states_of(b["input_ids"]).to(torch.complex64).conj()]},
+    ],
+    ids=["no width", "nothing", "more tensors than the system reads at once", "eight bits", "conjugated"],
+)
+def test_unusual_tensors_are_kept_like_others(answer: Callable[[Any], dict[str, Any]], tmp_path: Path) -> None:
+    batch = padded(texts(3))
+    (read,), computed = both_read(lambda b: {**masked(b), **answer(b)}, [batch], tmp_path)
+    assert computed == 0
+    valid = batch["attention_mask"].bool()
+    for ours, expected in zip(read["hidden"], answer(batch)["hidden"], strict=True):
+        assert ours.dtype == expected.dtype
+        assert ours[valid].tolist() == expected[valid].tolist()
+
+
+def test_texts_without_any_token_are_kept_like_others(tmp_path: Path) -> None:
+    nothing = {name: torch.zeros(2, 0, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    read, computed = both_read(lambda b: {**masked(b), "hidden": [states_of(b["input_ids"])]}, [nothing], tmp_path)
+    assert (read[0]["hidden"][0].shape, computed) == ((2, 0, WORDS), 0)
 
 
 def test_features_that_state_their_axes_are_cut_to_the_row(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ _RECENT = 20_000
 
 
 class Index:
-    """Numbers by keys of 16 bytes. What is added later takes the place of what has the same key."""
+    """Numbers by keys of 16 bytes, -1 where one was forgotten. What is added later takes the place of what has the same key."""
 
     def __init__(self) -> None:
         self._keys: Array = numpy.empty((0, 2), numpy.uint64)  # sorted by the first half
@@ -24,7 +24,7 @@ class Index:
 
     def __len__(self) -> int:
         self._sort_in()
-        return len(self._numbers)
+        return int((self._numbers >= 0).sum())
 
     def add(self, keys: Array, first: int) -> None:
         """Add keys, [R, 16] bytes, under the numbers from `first` on."""
@@ -39,6 +39,19 @@ class Index:
 
     def find(self, keys: Sequence[bytes]) -> list[int | None]:
         """The number of each key; None where it has none."""
+        at, sorted_in = self._places(keys), numpy.full(len(keys), -1)
+        sorted_in[at >= 0] = self._numbers[at[at >= 0]]
+        return [self._recent.get(key, None if n < 0 else n) for key, n in zip(keys, sorted_in.tolist(), strict=True)]
+
+    def forget(self, key: bytes) -> None:
+        """Have no number for a key."""
+        self._recent.pop(key, None)
+        (at,) = self._places([key])
+        if at >= 0:
+            self._numbers[at] = -1
+
+    def _places(self, keys: Sequence[bytes]) -> Array:
+        """Where each key stands among those that are sorted in; -1 where it does not."""
         wanted = numpy.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
         at = numpy.searchsorted(self._keys[:, 0], wanted[:, 0])
         found = numpy.full(len(keys), -1)
@@ -46,16 +59,9 @@ class Index:
             within = at < len(self._keys)
             same = within.copy()
             same[within] = (self._keys[at[within]] == wanted[within]).all(1)
-            found[same] = self._numbers[at[same]]
+            found[same] = at[same]
             at = at + 1
-        return [self._recent.get(key, None if n < 0 else n) for key, n in zip(keys, found.tolist(), strict=True)]
-
-    def forget(self, key: bytes) -> None:
-        """Have no number for a key."""
-        self._sort_in()
-        half = _halves(numpy.frombuffer(key, numpy.uint8).reshape(1, 16))
-        kept = (self._keys != half).any(1)
-        self._keys, self._numbers = self._keys[kept], self._numbers[kept]
+        return found
 
     def _sort_in(self) -> None:
         if self._recent:

@@ -18,7 +18,7 @@ from torch import Tensor
 from brewer_core.cache.format import CacheFormat, sizes_of_logits, whole
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import AdaptorError
-from brewer_core.features import Feature, Features
+from brewer_core.features import Feature, Features, axes_of_rank
 
 Read = Callable[[int, list[memoryview]], bool]
 """Reads the record of the i-th row of a batch into buffers, one after the other; False where it is lost."""
@@ -27,6 +27,16 @@ _MASKS = ("logits_mask", "inputs_mask")
 
 _MASKED_BY = {"logits": "logits_mask", "logits_mask": "logits_mask"}
 """Which mask says that what stands in the padding is never read; `inputs_mask` for other features."""
+
+_NOT_IN_NUMPY = (
+    torch.bfloat16,
+    torch.complex32,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
+_SHOWN_AS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
@@ -76,12 +86,12 @@ class Kept:
 class Layout:
     """The features of a record, in order.
 
-    padded_to: the L that they were computed at, where some feature could not be cut to a row's tokens; else None.
+    padded_to: the lengths that the batch had, where some feature could not be cut to a row's tokens; else None.
     sizes: V of each head of the teacher's logits.
     """
 
     features: tuple[Kept, ...]
-    padded_to: int | None = None
+    padded_to: tuple[int, ...] | None = None
     sizes: tuple[int, ...] = ()
 
     @property
@@ -93,9 +103,9 @@ class Layout:
         """The bytes of a record of so many tokens."""
         return sum(piece.size(tokens) for piece in self.pieces)
 
-    def fits(self, length: int | None) -> bool:
-        """Whether a record can stand in a batch of this L."""
-        return self.padded_to in (None, length)
+    def fits(self, lengths: tuple[int, ...]) -> bool:
+        """Whether a record can stand in a batch of these lengths."""
+        return self.padded_to in (None, lengths)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -108,7 +118,8 @@ class Layout:
             }
             for kept in self.features
         ]
-        return {"features": features, "padded_to": self.padded_to, "sizes": list(self.sizes)}
+        padded_to = None if self.padded_to is None else list(self.padded_to)
+        return {"features": features, "padded_to": padded_to, "sizes": list(self.sizes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Layout:
@@ -122,7 +133,8 @@ class Layout:
             )
             for each in value["features"]
         )
-        return cls(features, value["padded_to"], tuple(value["sizes"]))
+        padded_to = value["padded_to"]
+        return cls(features, None if padded_to is None else tuple(padded_to), tuple(value["sizes"]))
 
 
 def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list[bytes]]:
@@ -136,17 +148,22 @@ def packed(given: Features, rows: Rows, form: CacheFormat) -> tuple[Layout, list
     kept, tensors, bound = [], list[Tensor | None](), False
     for name in features:
         axes, stated = features.axes(name), features.stated(name)
-        own = [None if t is None else _by_row(name, t.detach().cpu(), len(rows)) for t in features[name]]
-        cut = stated and rows.length is not None and _padding_unread(name, features, rows)
-        pieces = []
+        own: list[Tensor | None] = [
+            None if t is None else _by_row(name, t.detach().cpu().resolve_conj(), len(rows)) for t in features[name]
+        ]
+        cut = stated and rows.length is not None and rows.alone and _padding_unread(name, features, rows)
+        pieces = list[Piece | None]()
         for tensor in own:
-            by_token = () if tensor is None else _by_token(tensor, axes, rows.length)
-            bound |= any(by_token) and not cut
-            bound |= tensor is not None and not stated and tensor.dim() > 1 and rows.length is not None
-            pieces.append(None if tensor is None else Piece.of(tensor, [cut and each for each in by_token]))
+            if tensor is None:
+                pieces.append(None)
+                continue
+            own_axes = axes_of_rank(name, tensor.dim(), axes) if stated else None
+            by_token = _cut_axes(tensor, own_axes, rows.length if cut else None)
+            pieces.append(Piece.of(tensor, by_token))
+            bound |= tensor.dim() > 1 if own_axes is None else sum(by_token) < own_axes.split().count("L")
         kept.append(Kept(name, axes, stated, tuple(pieces)))
         tensors += own
-    layout = Layout(tuple(kept), rows.length if bound else None, sizes_of_logits(given))
+    layout = Layout(tuple(kept), rows.lengths if bound else None, sizes_of_logits(given))
     return layout, _records(layout, [t for t in tensors if t is not None], rows)
 
 
@@ -204,7 +221,7 @@ class _Target:
     def __init__(self, piece: Piece, tensor: Tensor) -> None:
         self._piece, self._array, self.contiguous = piece, _as_array(tensor), piece.contiguous
         flat: Any = self._array.reshape(-1).view(numpy.uint8)
-        self._bytes = memoryview(flat) if self._array.size else memoryview(b"")
+        self._bytes = memoryview(flat) if self._array.size else memoryview(bytearray())
         self._row_bytes = len(self._bytes) // max(1, tensor.shape[0])
         by_token = bool(piece.dims) and piece.dims[0] is None and tensor.shape[1] > 0
         self._token_bytes = self._row_bytes // tensor.shape[1] if by_token else 0
@@ -248,18 +265,17 @@ def _cut(piece: Piece, start: int, end: int) -> tuple[slice, ...]:
 
 
 def _as_array(tensor: Tensor) -> numpy.ndarray[Any, Any]:
-    """The same memory as an array; numpy has no bfloat16, whose bits are shown as integers."""
-    shown = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    """The same memory as an array; what numpy does not have, as bfloat16, is shown as integers."""
+    shown = tensor.view(_SHOWN_AS[tensor.itemsize]) if tensor.dtype in _NOT_IN_NUMPY else tensor
     array: numpy.ndarray[Any, Any] = shown.numpy()
     return array
 
 
-def _by_token(tensor: Tensor, axes: str, length: int | None) -> list[bool]:
-    """Of each axis after B, whether it is that of the batch's tokens."""
-    names = axes.split()
-    if len(names) != tensor.dim():
+def _cut_axes(tensor: Tensor, axes: str | None, length: int | None) -> list[bool]:
+    """Of each axis after B, whether it is cut to the row's tokens: those of length L. axes: None where they are not known."""
+    if axes is None or length is None:
         return [False] * (tensor.dim() - 1)
-    return [name == "L" and size == length for name, size in zip(names[1:], tensor.shape[1:], strict=True)]
+    return [name == "L" and size == length for name, size in zip(axes.split()[1:], tensor.shape[1:], strict=True)]
 
 
 def _padding_unread(name: str, features: Features, rows: Rows) -> bool:

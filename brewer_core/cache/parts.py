@@ -28,6 +28,8 @@ from brewer_core.files import write_whole
 SUFFIX = ".safetensors"
 INDEX_BYTES = KEY_BYTES + 8 + 8
 """What a part holds of each row beside its record."""
+_BUFFERS_AT_ONCE = 1024
+"""IOV_MAX of Linux and macOS."""
 _INDEX = ("keys", "places", "checksums")
 _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 
@@ -36,7 +38,7 @@ _DTYPES = {"U8": numpy.uint8, "I64": numpy.int64, "U64": numpy.uint64}
 class Part:
     """A part on disk, with its index in memory and its records there.
 
-    begins: the place of the first record in the file. checked: of each record, whether this process has compared it with its checksum.
+    begins: the place of the first record in the file.
     """
 
     path: Path
@@ -45,16 +47,12 @@ class Part:
     places: array[int]
     checksums: array[int]
     begins: int
-    checked: bytearray
 
     def __len__(self) -> int:
         return len(self.checksums)
 
     def read(self, files: OpenFiles, row: int, buffers: list[memoryview]) -> bool:
-        """Read a record into buffers, one after the other; False where it is not what was written.
-
-        It is compared with its checksum when this process reads it first.
-        """
+        """Read a record into buffers, one after the other; False where it is not what was written, by its checksum."""
         at = self.places[row]
         size = self.places[row + 1] - at
         try:
@@ -63,9 +61,7 @@ class Part:
             return False
         if got != size or sum(map(len, buffers)) != size:
             return False
-        if not self.checked[row]:
-            self.checked[row] = _checksum(buffers) == self.checksums[row]
-        return bool(self.checked[row])
+        return _checksum(buffers) == self.checksums[row]
 
     def record(self, files: OpenFiles, row: int) -> bytes | None:
         """A record; None where it is not what was written."""
@@ -114,7 +110,7 @@ def _read_part(path: Path) -> Part:
         raise ValueError("records")
     layout, places = Layout.from_json(json.loads(metadata["layout"])), array("q", index["places"].tobytes())
     checksums = array("Q", index["checksums"].tobytes())
-    return Part(path, layout, index["keys"], places, checksums, 8 + size + int(begins), bytearray(len(checksums)))
+    return Part(path, layout, index["keys"], places, checksums, 8 + size + int(begins))
 
 
 def _held(descriptor: int, described: Mapping[str, Any], offset: int) -> numpy.ndarray[Any, Any]:
@@ -141,6 +137,27 @@ def _index_checksum(layout: str, index: Mapping[str, numpy.ndarray[Any, Any]]) -
     return digest.hexdigest()
 
 
+def _read_into(descriptor: int, buffers: list[memoryview], at: int) -> int:
+    """Fill buffers; the system takes so many at once, and may fill them in part."""
+    got, rest = 0, buffers
+    while rest:
+        some = os.preadv(descriptor, rest[:_BUFFERS_AT_ONCE], at + got)
+        got += some
+        rest = _unfilled(rest, some)
+        if not some and any(rest):
+            break
+    return got
+
+
+def _unfilled(buffers: list[memoryview], filled: int) -> list[memoryview]:
+    """What is left of buffers after so many bytes."""
+    for i, buffer in enumerate(buffers):
+        if filled < len(buffer):
+            return [buffer[filled:], *buffers[i + 1 :]]
+        filled -= len(buffer)
+    return []
+
+
 class OpenFiles:
     """Files that are read again and again, the latest opened of which stay open."""
 
@@ -157,7 +174,7 @@ class OpenFiles:
                 self._open.popitem(last=False)[1].close()
             file = self._open[path] = FileIO(path)
         if hasattr(os, "preadv"):
-            return os.preadv(file.fileno(), buffers, at)
+            return _read_into(file.fileno(), buffers, at)
         file.seek(at)
         return sum(file.readinto(buffer) or 0 for buffer in buffers)
 

@@ -32,12 +32,16 @@ class Rows:
 
     keys: 16 bytes each. length: L, where the batch says by `attention_mask` which tokens are padding, else None; then
     starts and ends are the places of each row's first token and behind its last.
+    lengths: of what the batch holds the different sizes of the second axis, in order; what cannot be cut to a row's tokens is known
+    again at the same ones alone. alone: whether nothing of a decoder is as long as L, so that what is, is that of the row's tokens.
     """
 
     keys: tuple[bytes, ...]
     length: int | None = None
     starts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    alone: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -47,21 +51,28 @@ class Rows:
         return self.ends[row] - self.starts[row] if self.length is not None else 0
 
 
-def rows_of(batch: Batch, key: Key | None = None, ignore: Collection[str] = ()) -> Rows:
+def rows_of(batch: Batch, key: Key | None = None, ignore: Collection[str] = (), decodes_labels: bool = False) -> Rows:
     """The rows of a batch on the CPU.
 
     key: what a row is known by; where None, all that the batch holds of it, with names or positions, but for what is ignored. What
     stands alike in all places that `attention_mask` marks as padding does not count; for what is called `decoder_...` those that
-    `decoder_attention_mask` marks. Padding before a row moves its tokens, and counts, unless the batch has `position_ids`.
+    `decoder_attention_mask` marks. decodes_labels: the model makes its decoder's inputs from `labels` where it is given no others, so that
+    they count. Padding before a row moves its tokens, and counts, unless the batch has `position_ids`.
     Raises DataError for what has not one entry a row, or a key that is not one for each.
     """
     count, places = count_rows(batch), _Places.of(valid_tokens(batch))
     if key is not None:
         keys = tuple(_hashed(given) for given in _given_keys(batch, key, count))
-    else:
-        decoded = _Places.of(valid_tokens(batch, "decoder_attention_mask"))
-        keys = tuple(_content_keys(batch, ignore, count, {"": places, _DECODER: decoded}))
-    return Rows(keys) if places is None else Rows(keys, places.shape[1], places.starts, places.ends)
+    batch = _with_labels_decoded(batch) if decodes_labels else batch
+    if key is None:
+        of_decoder = _Places.of(valid_tokens(batch, "decoder_attention_mask"))
+        keys = tuple(_content_keys(batch, ignore, count, {"": places, _DECODER: of_decoder}))
+    shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(batch, count, ()) if isinstance(leaf, torch.Tensor)}
+    lengths = tuple(dict.fromkeys(shape[1] for shape in shapes.values() if len(shape) > 1))
+    if places is None:
+        return Rows(keys, lengths=lengths)
+    decoded = {shape[1] for name, shape in shapes.items() if name.startswith(_DECODER) and len(shape) > 1}
+    return Rows(keys, places.shape[1], places.starts, places.ends, lengths, places.shape[1] not in decoded)
 
 
 def without_key(batch: Batch, key: Key | None) -> Batch:
@@ -69,6 +80,13 @@ def without_key(batch: Batch, key: Key | None) -> Batch:
     if not isinstance(key, str) or not isinstance(batch, Mapping) or key not in batch:
         return batch
     return {name: value for name, value in batch.items() if name != key}
+
+
+def _with_labels_decoded(batch: Batch) -> Batch:
+    """The batch with its labels under a name of the decoder's inputs, unless it holds these themselves."""
+    if not isinstance(batch, Mapping) or "decoder_input_ids" in batch or "labels" not in batch:
+        return batch
+    return {f"{_DECODER}labels" if name == "labels" else name: value for name, value in batch.items()}
 
 
 def valid_tokens(batch: Batch, name: str = "attention_mask") -> Array | None:
@@ -172,7 +190,7 @@ def _row_bytes(tensor: torch.Tensor, places: _Places | None) -> list[list[bytes]
     array: Array = (shown.view(torch.int16) if shown.dtype == torch.bfloat16 else shown).numpy()
     held, size = array.tobytes(), array.nbytes // max(1, count)
     if places is None or tensor.shape[:2] != places.shape or not size:
-        return [[b"%d:" % size] * count, [held[at : at + size] for at in range(0, size * count, size)] or [b""] * count]
+        return [[b"%d:" % size] * count, [held[row * size : (row + 1) * size] for row in range(count)]]
     token, alike = size // array.shape[1], places.alike(array)
     starts = range(0, size * count, size)
     spans = zip(starts, places.starts, places.ends, strict=True)

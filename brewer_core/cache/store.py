@@ -97,8 +97,9 @@ class Store:
 
     def refresh(self) -> None:
         """See the parts that other processes have written since. Warns of one that is damaged, whose rows count as missing."""
-        folder = self.folder / PARTS
-        new = sorted(p for p in folder.glob(f"*{SUFFIX}") if p.name not in self._known) if folder.is_dir() else []
+        new = list[Path]()
+        with suppress(OSError):  # there is no such folder, or none that may be read
+            new = sorted(p for p in (self.folder / PARTS).glob(f"*{SUFFIX}") if p.name not in self._known)
         for path in new:
             self._known.add(path.name)
             try:
@@ -113,7 +114,7 @@ class Store:
         if self._unflushed:
             kept = self._unflushed
             found = [-1 - kept[key] if key in kept else n for key, n in zip(rows.keys, found, strict=True)]
-        return [None if n is None or not self._layout_of(n).fits(rows.length) else n for n in found]
+        return [None if n is None or not self._layout_of(n).fits(rows.lengths) else n for n in found]
 
     def read(self, rows: Rows, numbers: Sequence[int], pinned: bool = False) -> Features | None:
         """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch.
@@ -235,7 +236,8 @@ class Store:
             self.size_bytes += part.path.stat().st_size
 
     def _next(self) -> int:
-        return 1 + max((int(name.partition("-")[0]) for name in self._known), default=-1)
+        numbers = (name.partition("-")[0] for name in self._known)
+        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)  # another's file has none
 
     def _place(self, number: int) -> tuple[Part | _Pending, int]:
         """What holds a record, and where in it; numbers below 0 are of those that are not on disk yet."""

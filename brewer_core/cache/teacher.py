@@ -26,6 +26,9 @@ from brewer_core.protocols import Batch, Teacher
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+VERSION = 1
+"""Of how rows are told apart and records lie. A cache of another version is another cache, which nobody takes for a damaged one."""
+
 TEACHERS = "teachers"
 """The folder of teacher caches inside a cache folder."""
 
@@ -89,6 +92,7 @@ class CachedTeacher:
         self._builder, self._shares_lock = builder, shares_lock
         device = getattr(teacher, "device", None)
         self._pinned = isinstance(device, torch.device) and device.type == "cuda"
+        self._decodes_labels = bool(getattr(teacher, "decodes_labels", False))
         self._stores: dict[str, Store] = {}
         self._identified, self._identity = _Identity(teacher), ""
         self._by_needs: dict[frozenset[str], Store] = {}
@@ -97,7 +101,7 @@ class CachedTeacher:
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of the teacher's part of a batch; quickest on the CPU, before the batch moves to a device."""
-        return rows_of(side(batch, "teacher"), self.key, self.ignore)
+        return rows_of(side(batch, "teacher"), self.key, self.ignore, self._decodes_labels)
 
     def features(self, batch: Batch, needs: frozenset[str], rows: Rows | None = None) -> Features:
         """The features of a batch, on the CPU. A batch with any row that is new is computed whole, and its new rows are kept.
@@ -131,7 +135,7 @@ class CachedTeacher:
             self._identity = identity
         if needs not in self._by_needs:
             read = sorted(needs)
-            name = fingerprint(identity, read, self.format.to_dict())
+            name = fingerprint(VERSION, identity, read, self.format.to_dict())
             if name not in self._stores:
                 about = {
                     "teacher": dict(_described(self.teacher)),
@@ -232,23 +236,23 @@ def _root(folder: Path | str | None) -> Path:
 
 
 class _Identity:
-    """What makes a teacher answer as it does, worked out anew after a change of its weights."""
+    """What makes a teacher answer as it does, worked out anew after a change of its weights.
+
+    A teacher that holds no model and says itself what it is is asked each time.
+    """
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self._itself = isinstance(teacher, IdentifiedTeacher)
-        held = [] if self._itself else list(getattr(teacher, "__dict__", {}).values())
-        self._modules = [each for each in held if isinstance(each, nn.Module)]
         self._changes: Any = None
         self._latest = ""
 
     def __call__(self) -> str:
-        if self._itself:
-            identity: str = self._teacher.identity()  # type: ignore[attr-defined]  # it has one
-            return identity
-        now = [changes(module) for module in self._modules]
-        if now != self._changes:
-            self._changes, self._latest = now, fingerprint(self._teacher)
+        modules = [each for each in getattr(self._teacher, "__dict__", {}).values() if isinstance(each, nn.Module)]
+        now = [changes(module) for module in modules]
+        itself = isinstance(self._teacher, IdentifiedTeacher)
+        if now != self._changes or (itself and not modules):
+            self._changes = now
+            self._latest = self._teacher.identity() if itself else fingerprint(self._teacher)  # type: ignore[attr-defined]  # it has one
         return self._latest
 
 

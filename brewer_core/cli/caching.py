@@ -369,14 +369,14 @@ def _print_about(console: Console, entry: Entry) -> None:
 
 
 def _print_layout(console: Console, laid: Laid) -> None:
-    padded = laid.layout.padded_to
+    padded = " and ".join(map(str, laid.layout.padded_to or ()))
     table = _table("feature", "axes", ">tensors", "each row", ">bytes a row")
     for kept in laid.layout.features:
         tensors = [piece for piece in kept.pieces if piece is not None]
         size = laid.by_feature[kept.name] / max(1, laid.rows)
         table.add_row(kept.name, kept.axes, str(len(tensors)), _shapes(kept), f"{size:,.0f}")
     console.print()
-    where = f", known again at a padded length of {padded} alone" if padded is not None else ""
+    where = f", known again at a padded length of {padded} alone" if padded else ""
     console.print(
         f"{_counted(laid.rows, 'record')} of {laid.size_bytes / max(1, laid.rows):,.0f} bytes on average{where}",
         highlight=False,

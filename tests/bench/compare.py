@@ -57,7 +57,8 @@ def compared(
     runs = []
     for number, side, work in _turns(rounds, sides, works):
         run = ask("bench.measuring:measure", threads, side=side, work=work.to_json())
-        say(f"round {number + 1}, {work.kind}, {work.epochs} epoch(s), {side}: {run['seconds']:.2f} s, of the CPU {run['cpu_seconds']:.2f} s")
+        took = f"{run['seconds']:.2f} s, of the CPU {run['cpu_seconds']:.2f} s"
+        say(f"round {number + 1}, {work.kind}, {work.epochs} epoch(s), {side}: {took}")
         runs.append({"round": number, **run})
     read = ask("bench.reading:measure", threads, work=works[0].to_json()) if reading else []
     return {

@@ -1,4 +1,4 @@
-"""Fingerprints: hashes of what makes a model, an adaptor or a setting answer as it does.
+"""Hashes of values: of plain ones, tensors, functions, classes, modules and objects.
 
 They are made of content, never of addresses or names of files: the same in another process, and another one after any change of
 a weight, of an option, or of the code of a function. The hash is xxh3, which is quick and no protection against forgery.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import xxhash
 
 from brewer_core.errors import RequestError
+from brewer_core.fingerprints.code import assigned, changed_by, globals_read, is_local, names, unwrapped, written
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +29,18 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, PureP
 _CONSTANTS = (tuple, frozenset, types.CodeType)
 """What Python itself may share or not, as it has compiled a function or read it from a file."""
 _PIECE_BYTES = 1 << 26
+_LOOKED_AT = 16
+"""Of how many weights at most a number is looked at, to see whether they were written to."""
+
+_DEEPEST = 20
 
 
 def fingerprint(*values: Any) -> str:
     """32 hexadecimal digits: the same for values that hold the same.
 
-    Plain values, containers, tensors, arrays, functions (by their code, defaults and what they close over), classes, modules, and
-    objects by their class and attributes, but for those that a method writes. Raises RequestError for what has no end.
+    Plain values, containers, tensors, arrays, functions (by their code, defaults, what they close over and the globals they name),
+    classes, modules, and objects by their class and attributes, but for those that a call writes, as a count of calls. Of code that is
+    installed the names count, and of modules `forward`; of other code all that it leads to. Raises RequestError for what has no end.
     """
     digest = xxhash.xxh3_128()
     try:
@@ -45,10 +52,20 @@ def fingerprint(*values: Any) -> str:
     return digest.hexdigest()
 
 
-def changes(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
-    """What tells, at once, that a weight was written to since: where each lies, and how often it was changed in place."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return tuple((id(tensor), tensor.data_ptr(), _version(tensor)) for tensor in tensors)
+def changes(model: nn.Module) -> tuple[Any, ...]:
+    """What tells, at once, that a weight was written to since: where each lies, how often it was changed in place, and of some a number.
+
+    The number tells what torch does not count: writing to `.data`, a fused optimizer. Only on the CPU, for a GPU would be waited for.
+    """
+    tensors = list(itertools.chain(model.parameters(), model.buffers()))
+    found = tuple((id(tensor), tensor.data_ptr(), _version(tensor)) for tensor in tensors)
+    return (*found, *map(_first_number, tensors[:: 1 + len(tensors) // _LOOKED_AT]))
+
+
+def _first_number(tensor: torch.Tensor) -> str:
+    if tensor.device.type != "cpu" or not tensor.numel() or tensor.is_quantized or hasattr(tensor, "full_tensor"):
+        return ""
+    return repr(tensor.detach()[(0,) * tensor.dim()].item())
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -106,13 +123,17 @@ class _Walk:
             self.add((value.func, value.args, value.keywords))
         elif isinstance(value, types.MethodType):
             self._say("method", value.__func__.__qualname__)
-            self.add((value.__func__, value.__self__))
+            self.add(value.__func__)
+            self._owner(value)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.CodeType):
             self._code(value)
         elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType, torch.dtype, torch.device)):
             self._say("name", getattr(value, "__name__", str(value)))
+            owner = getattr(value, "__self__", None)
+            if not isinstance(owner, (types.ModuleType, type)):  # a tensor's own method, say
+                self.add(owner)
         else:
             self._object(value)
 
@@ -134,36 +155,65 @@ class _Walk:
         self._say("module", _named(type(module)))
         for name, inner in module.named_modules():
             self._say("part", name)
-            self._code_once(type(inner))
+            self._module_code(inner)
             self.add(_settings(inner))
         for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
             self._say("weight", name)
             self._tensor(_whole(tensor))
 
-    def _code_once(self, kind: type) -> None:
+    def _module_code(self, module: nn.Module) -> None:
+        import torch
+
+        kind = type(module)
         self._say("class", _named(kind))
-        self._digest.update(_forward_code(cast(Any, kind)))
+        if isinstance(module, torch.jit.ScriptModule):  # its class says nothing of what it does
+            self._say("script", re.sub(r"___torch_mangle_\d+", "", str(getattr(module, "code", ""))))
+        elif is_local(kind.__module__):
+            self.add(kind)
+        else:
+            self._digest.update(_forward_code(cast(Any, kind)))
 
     def _class(self, kind: type) -> None:
+        """Its functions; of one that is not installed also the values that it holds, and what it inherits from."""
         self._say("class", _named(kind))
-        for name, member in sorted(vars(kind).items()):
-            function = getattr(member, "__func__", getattr(member, "fget", member))
-            if isinstance(function, types.FunctionType):
-                self._say("member", name)
-                self._function(function)
+        for each in (kind, *(base for base in type.mro(kind)[1:] if is_local(base.__module__))):
+            passed = written(cast(Any, kind)) if is_local(each.__module__) else None
+            for name, member in sorted(vars(each).items()):
+                function = getattr(member, "__func__", getattr(member, "fget", member))
+                if isinstance(function, types.FunctionType):
+                    self._say("member", name)
+                    self._function(function)
+                elif passed is not None and not name.startswith("__") and name not in passed and _is_data(member):
+                    self._say("member", name)
+                    self.add(member)
 
     def _function(self, function: types.FunctionType) -> None:
-        function = _unwrapped(function)
         self._say("function", function.__qualname__)
         self._code(function.__code__)
         self.add((function.__defaults__, function.__kwdefaults__))
-        cells = [_content(cell) for cell in function.__closure__ or ()]
-        self.add(tuple(cells))
-        for name in sorted(_names(function.__code__)):
-            found = function.__globals__.get(name)
-            if _is_own(found, function):
-                self._say("global", name)
-                self.add(found)
+        changed = changed_by(function.__code__)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self.add(tuple(_content(cell) for name, cell in cells if name not in changed))
+        for name in sorted(globals_read(function.__code__) - changed):
+            self._global(name, function.__globals__.get(name), function)
+        if isinstance(getattr(function, "__wrapped__", None), types.FunctionType):
+            self.add(cast(Any, function).__wrapped__)
+
+    def _global(self, name: str, value: Any, function: types.FunctionType) -> None:
+        """What a function names: of its own module, or of another that is not installed; else the name says enough."""
+        local = is_local(function.__module__)
+        if isinstance(value, types.ModuleType):
+            if local and is_local(value.__name__):
+                for inner in sorted(names(function.__code__) & vars(value).keys()):
+                    self._global(f"{name}.{inner}", vars(value)[inner], function)
+        elif isinstance(value, (types.FunctionType, type)):
+            own = value.__module__ == function.__module__ or (local and is_local(value.__module__))
+            self._say("global", name if own else f"{name} {value.__qualname__}")
+            if own:
+                self.add(value)
+        elif isinstance(value, (bool, int, float, str, tuple)) or (local and _is_data(value)):
+            self._say("global", name)
+            self.add(value)
 
     def _code(self, code: types.CodeType) -> None:
         self._digest.update(code.co_code)
@@ -171,7 +221,18 @@ class _Walk:
         for constant in code.co_consts:
             self.add(constant)
 
-    def _object(self, value: Any) -> None:
+    def _owner(self, method: types.MethodType) -> None:
+        """What a method is bound to; what this method writes is no setting of it."""
+        import torch
+
+        owner: Any = method.__self__
+        if isinstance(owner, (type, torch.nn.Module, torch.Tensor, *_PLAIN)) or id(owner) in self._met:
+            self.add(owner)
+        else:
+            self._met[id(owner)] = owner
+            self._object(owner, method.__func__.__name__)
+
+    def _object(self, value: Any, called: str = "__call__") -> None:
         self._say("object", _named(type(value)))
         self._class(type(value))
         if is_dataclass(value):
@@ -183,8 +244,8 @@ class _Walk:
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
             held |= {name: getattr(value, name) for name in _listed(slots) if hasattr(value, name)}
-        written = _written(cast(Any, type(value)))
-        self.add({name: held[name] for name in sorted(held) if name not in written})
+        passed = written(cast(Any, type(value)), called)
+        self.add({name: held[name] for name in sorted(held) if name not in passed})
 
 
 def _reduced(value: Any) -> Any:
@@ -197,21 +258,33 @@ def _reduced(value: Any) -> Any:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What decides beside the weights: plain attributes, but for those that a forward pass or a method writes, and a config.
+    """What decides beside the weights: attributes, but for those that a forward pass writes, and a config.
 
-    A count of calls, say, is written by `forward`, and is no setting.
+    A count of calls, say, is written by `forward`, and is no setting. Of classes that are installed only plain ones count.
     """
-    written = _written(cast(Any, type(module)))
-    plain = {
+    kind = type(module)
+    local, passed = is_local(kind.__module__), written(cast(Any, kind)) | _of_every_module()
+    own = assigned(cast(Any, kind)) if local else frozenset()
+    found = {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in written and name != "training" and _is_setting(value)
+        if name not in passed
+        and name != "name_or_path"  # which Hugging Face models have outside their config too
+        and (name in own or not name.startswith("_"))
+        and (_is_data(value) if local else _is_setting(value))
     }
     config = getattr(module, "config", None)
     to_dict = getattr(config, "to_dict", None)
     if callable(to_dict):
-        plain["config"] = {k: repr(v) for k, v in sorted(to_dict().items()) if k not in _NOT_OF_THE_ANSWER}
-    return {name: plain[name] for name in sorted(plain)}
+        found["config"] = {k: repr(v) for k, v in sorted(to_dict().items()) if k not in _NOT_OF_THE_ANSWER}
+    return {name: found[name] for name in sorted(found)}
+
+
+@functools.cache
+def _of_every_module() -> frozenset[str]:
+    from torch import nn
+
+    return frozenset(vars(nn.Module()))
 
 
 _NOT_OF_THE_ANSWER = frozenset(
@@ -221,36 +294,25 @@ _NOT_OF_THE_ANSWER = frozenset(
 
 
 def _is_setting(value: Any) -> bool:
-    if isinstance(value, (bool, int, float, str)):
+    if isinstance(value, tuple):  # a list is where a module notes things
+        return all(isinstance(each, (bool, int, float, str)) for each in value)
+    functions = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+    return isinstance(value, (bool, int, float, str, *functions))
+
+
+def _is_data(value: Any, depth: int = 0) -> bool:
+    """Whether a value says what it is by what it holds, and is no logger, lock or other object of an installed class."""
+    import numpy
+    import torch
+
+    if isinstance(value, (list, tuple, set, frozenset, Mapping)):
+        held = itertools.chain(value, value.values()) if isinstance(value, Mapping) else value
+        return depth < _DEEPEST and all(_is_data(each, depth + 1) for each in held)
+    functions = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+    known = (Enum, torch.Tensor, torch.nn.Module, numpy.ndarray, torch.dtype, torch.device, types.SimpleNamespace)
+    if isinstance(value, (*_PLAIN, *functions, *known)):
         return True
-    return (
-        isinstance(value, (tuple, list))
-        and all(isinstance(each, (bool, int, float, str)) for each in value)
-        and (
-            isinstance(value, tuple)  # a list is where a module notes things
-        )
-    )
-
-
-@functools.cache
-def _written(kind: Any) -> frozenset[str]:
-    """The attributes that methods of a class other than `__init__` assign."""
-    classes = type.mro(kind) if isinstance(kind, type) else []
-    return frozenset().union(*map(_written_by, classes))
-
-
-@functools.cache  # nn.Module is among the classes of every module, and its methods are long
-def _written_by(kind: Any) -> frozenset[str]:
-    """The attributes that a class's own methods assign."""
-    import dis
-
-    store, found = dis.opmap["STORE_ATTR"], set[str]()
-    for name, member in vars(kind).items():
-        if name == "__init__" or not isinstance(member, types.FunctionType):
-            continue
-        if store in member.__code__.co_code[::2]:  # most methods assign none, and to list instructions takes long
-            found |= {str(i.argval) for i in dis.get_instructions(member) if i.opname == "STORE_ATTR"}
-    return frozenset(found)
+    return is_local((value if isinstance(value, type) else type(value)).__module__)
 
 
 @functools.cache
@@ -258,16 +320,8 @@ def _forward_code(kind: Any) -> bytes:
     digest = xxhash.xxh3_128()
     forward = getattr(kind, "forward", None)
     if isinstance(forward, types.FunctionType):
-        _Walk(digest)._code(_unwrapped(forward).__code__)
+        _Walk(digest)._code(unwrapped(forward).__code__)
     return digest.digest()
-
-
-def _unwrapped(function: types.FunctionType) -> types.FunctionType:
-    inner: Any = function
-    while isinstance(getattr(inner, "__wrapped__", None), types.FunctionType):
-        inner = inner.__wrapped__
-    found: types.FunctionType = inner
-    return found
 
 
 def _whole(tensor: Any) -> torch.Tensor:
@@ -282,18 +336,6 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*(_names(each) for each in inner))
-
-
-def _is_own(value: Any, function: types.FunctionType) -> bool:
-    """Whether a global of a function's module belongs to it: what is imported is known by its distribution's version."""
-    if isinstance(value, (types.FunctionType, type)):
-        return value.__module__ == function.__module__
-    return isinstance(value, (bool, int, float, str, tuple))
 
 
 def _named(kind: type) -> str:
