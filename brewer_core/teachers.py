@@ -26,6 +26,9 @@ class LiveTeacher:
     adaptor: its adaptor. arguments: passed to every call of the model. model_inputs: the part of a batch that the
     model takes. position: its place among several teachers, whose outputs a batch may bring along as a list. again: builds the same model
     again, for one that was let go of.
+
+    decodes_labels, an attribute: whether the model is an encoder-decoder, whose decoder begins with the labels where it is given no
+    other inputs.
     """
 
     def __init__(

@@ -273,11 +273,13 @@ def fingerprint_of(code: str, name: str = "made") -> str:
 
 
 ADAPTOR = """
+import argparse
 SCALES = {"logits": 2.0}
+given = argparse.Namespace(shift=1.0, seed=3)
 class Base:
     offset = 1.0
     def adapted(self, logits):
-        return logits * SCALES["logits"] + self.offset
+        return logits * SCALES["logits"] + self.offset - given.shift
 class Adaptor(Base):
     def __init__(self):
         self.calls = 0
@@ -329,6 +331,7 @@ made = Model()
     [
         (ADAPTOR, '{"logits": 2.0}', '{"logits": 3.0}'),
         (ADAPTOR, "offset = 1.0", "offset = 0.0"),
+        (ADAPTOR, "shift=1.0", "shift=2.0"),
         (ADAPTOR, "+ self.offset", "- self.offset"),
         (ADAPTOR, "set_power(3)", "set_power(2)"),
         (DECORATED, "times(2.0)", "times(3.0)"),
@@ -348,6 +351,10 @@ def test_whatever_an_adaptor_or_a_model_does_is_part_of_its_fingerprint(code: st
     assert before in code
     assert fingerprint_of(code) == fingerprint_of(code)
     assert fingerprint_of(code) != fingerprint_of(code.replace(before, after))
+
+
+def test_options_of_a_script_that_a_function_does_not_read_are_no_part_of_its_fingerprint() -> None:
+    assert fingerprint_of(ADAPTOR) == fingerprint_of(ADAPTOR.replace("seed=3", "seed=4"))
 
 
 def test_a_variable_of_a_notebook_that_is_called_as_an_output_is_no_part_of_a_fingerprint() -> None:
@@ -372,6 +379,20 @@ def test_a_scripted_model_is_known_by_its_code() -> None:
 
     assert fingerprint(traced(nn.ReLU())) == fingerprint(traced(nn.ReLU()))
     assert fingerprint(traced(nn.ReLU())) != fingerprint(traced(nn.Tanh()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantised_model_is_known_by_its_weights() -> None:
+    def quantised(weight: float) -> nn.Module:
+        linear = nn.Linear(2, 2)
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, weight]]))
+            linear.bias.zero_()
+        made: nn.Module = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, torch.qint8)
+        return made
+
+    assert fingerprint(quantised(4.0)) == fingerprint(quantised(4.0))
+    assert fingerprint(quantised(4.0)) != fingerprint(quantised(5.0))
 
 
 def test_a_model_is_the_same_wherever_it_was_loaded_from(tmp_path: Path) -> None:

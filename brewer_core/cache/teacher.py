@@ -43,7 +43,10 @@ class IdentifiedTeacher(Teacher, Protocol):
     """A teacher that says itself what makes it answer as it does."""
 
     def identity(self) -> str:
-        """The same for teachers that give the same answers, another one after any change of a weight or a setting."""
+        """The same for teachers that give the same answers, another one after any change of a weight or a setting.
+
+        Asked by each cache at first, and where a module that the teacher holds has changed; of a teacher that holds none, each time.
+        """
         ...
 
     def described(self) -> Mapping[str, Any]:

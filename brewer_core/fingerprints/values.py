@@ -6,6 +6,7 @@ a weight, of an option, or of the code of a function. The hash is xxh3, which is
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import re
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, PurePath)
 _CONSTANTS = (tuple, frozenset, types.CodeType)
 """What Python itself may share or not, as it has compiled a function or read it from a file."""
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _PIECE_BYTES = 1 << 26
 _LOOKED_AT = 16
 """Of how many weights at most a number is looked at, to see whether they were written to."""
@@ -151,6 +153,7 @@ class _Walk:
         self._say("tensor", f"{tensor.dtype}{tuple(tensor.shape)}")
         if tensor.is_meta:
             return
+        tensor = tensor.dequantize() if tensor.is_quantized else tensor
         flat = tensor.detach().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
         for piece in torch.split(flat, _PIECE_BYTES):  # from a GPU only so much at a time
             self._digest.update(piece.cpu().numpy().data)
@@ -165,6 +168,11 @@ class _Walk:
         for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
             self._say("weight", name)
             self._tensor(_whole(tensor))
+        if any(
+            _saves_more(cast(Any, type(inner))) for inner in module.modules()
+        ):  # quantised layers, which have no parameters
+            weights = {name for name, _ in itertools.chain(module.named_parameters(), module.named_buffers())}
+            self.add({name: value for name, value in module.state_dict().items() if name not in weights})
 
     def _module_code(self, module: nn.Module) -> None:
         import torch
@@ -207,8 +215,8 @@ class _Walk:
     def _global(self, name: str, value: Any, function: types.FunctionType) -> None:
         """What a function names: of its own module, or of another that is not installed; else the name says enough."""
         local = is_local(function.__module__)
-        if isinstance(value, types.ModuleType):
-            if local and is_local(value.__name__):
+        if isinstance(value, (types.ModuleType, *_NAMESPACES)):
+            if local and (isinstance(value, _NAMESPACES) or is_local(value.__name__)):
                 for inner in sorted(names(function.__code__) & vars(value).keys()):
                     self._global(f"{name}.{inner}", vars(value)[inner], function)
         elif isinstance(value, (types.FunctionType, type)):
@@ -286,6 +294,16 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 @functools.cache
+def _saves_more(kind: Any) -> bool:
+    """Whether the modules of a class save more than parameters and buffers, or in a way of their own."""
+    from torch import nn
+
+    return any(
+        getattr(kind, name) is not getattr(nn.Module, name) for name in ("_save_to_state_dict", "get_extra_state")
+    )
+
+
+@functools.cache
 def _of_every_module() -> frozenset[str]:
     from torch import nn
 
@@ -314,7 +332,7 @@ def _is_data(value: Any, depth: int = 0) -> bool:
         held = itertools.chain(value, value.values()) if isinstance(value, Mapping) else value
         return depth < _DEEPEST and all(_is_data(each, depth + 1) for each in held)
     functions = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
-    known = (Enum, torch.Tensor, torch.nn.Module, numpy.ndarray, torch.dtype, torch.device, types.SimpleNamespace)
+    known = (Enum, torch.Tensor, torch.nn.Module, numpy.ndarray, torch.dtype, torch.device, *_NAMESPACES)
     if isinstance(value, (*_PLAIN, *functions, *known)):
         return True
     return is_local((value if isinstance(value, type) else type(value)).__module__)
