@@ -5,8 +5,9 @@ Shapes: B rows, L tokens of the longest row of a batch, n tokens of a row.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,17 +183,13 @@ class Frame:
         self._targets = [_Target(piece, tensor) for piece, tensor in zip(layout.pieces, self._tensors, strict=True)]
         self._straight = all(target.contiguous for target in self._targets)
 
-    @property
-    def size_bytes(self) -> int:
-        """How large its tensors are."""
-        return sum(tensor.nbytes for tensor in self._tensors)
-
-    def read(self, read: Read, numbers: Iterable[int] | None = None) -> list[int]:
-        """Fill it, and the rows whose record is lost. read: gives the record of the i-th row. numbers: these rows; all if None."""
+    def read(self, read: Read) -> list[int]:
+        """Fill it, and the rows whose record is lost. read: gives the record of the i-th row."""
         rows, targets, lost = self._rows, self._targets, []
-        by_token = rows.length is not None
-        for i in range(len(rows)) if numbers is None else numbers:
-            start, end = (rows.starts[i], rows.ends[i]) if by_token else (0, 0)
+        spans = (
+            zip(rows.starts, rows.ends, strict=True) if rows.length is not None else itertools.repeat((0, 0), len(rows))
+        )
+        for i, (start, end) in enumerate(spans):
             buffers = [target.buffer(i, start, end) for target in targets]
             if not read(i, buffers):
                 lost.append(i)

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy
@@ -160,46 +159,29 @@ def _unfilled(buffers: list[memoryview], filled: int) -> list[memoryview]:
 
 
 class OpenFiles:
-    """Files that are read again and again, by several threads, the latest opened of which stay open."""
+    """Files that are read again and again, the latest opened of which stay open."""
 
     _AT_ONCE = 256
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, _Opened] = OrderedDict()
-        self._turn = Lock()
+        self._open: OrderedDict[Path, FileIO] = OrderedDict()
 
     def read_into(self, path: Path, at: int, buffers: list[memoryview]) -> int:
         """Fill buffers from a place in a file; how many bytes there were."""
-        return (self._open.get(path) or self._opened(path)).read_into(buffers, at)
+        file = self._open.get(path)
+        if file is None:
+            if len(self._open) >= self._AT_ONCE:
+                self._open.popitem(last=False)[1].close()
+            file = self._open[path] = FileIO(path)
+        if hasattr(os, "preadv"):
+            return _read_into(file.fileno(), buffers, at)
+        file.seek(at)
+        return sum(file.readinto(buffer) or 0 for buffer in buffers)
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close them all."""
-        self._open.clear()
-
-    def _opened(self, path: Path) -> _Opened:
-        with self._turn:
-            if path not in self._open:
-                if len(self._open) >= self._AT_ONCE:
-                    self._open.popitem(last=False)
-                self._open[path] = _Opened(path)
-            return self._open[path]
-
-
-class _Opened:
-    """A file that is closed when nothing reads it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = FileIO(path)
-        self._turn = Lock()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-
-    def read_into(self, buffers: list[memoryview], at: int) -> int:
-        """Fill buffers from a place; how many bytes there were."""
-        if hasattr(os, "preadv"):
-            return _read_into(self._file.fileno(), buffers, at)
-        with self._turn:
-            self._file.seek(at)
-            return sum(self._file.readinto(buffer) or 0 for buffer in buffers)
+        while self._open:
+            self._open.popitem()[1].close()

@@ -6,14 +6,11 @@ is written whole and never changed.
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import secrets
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from brewer_core.cache.about import ABOUT, mark_used, write_about
 from brewer_core.cache.index import Index
-from brewer_core.cache.layout import Frame, Layout, Read
+from brewer_core.cache.layout import Frame, Layout
 from brewer_core.cache.parts import SUFFIX, OpenFiles, Part, read_part, write_part
 from brewer_core.cache.rows import Rows
 from brewer_core.errors import DataError
@@ -32,9 +29,6 @@ from brewer_core.files import system_reason
 
 PARTS, LOCK = "parts", "lock"
 PART_BYTES = 32 << 20
-_SHARED_BYTES = 1 << 20
-_THREADS = min(4, os.cpu_count() or 1)
-"""By how many threads a batch of a megabyte or more is read: one alone does not come near what the memory can."""
 WAIT_S, POLL_S = 0.3, 0.02
 """How long a lock that is held is tried again: its holder may be another that only looks whether it is held."""
 
@@ -90,7 +84,6 @@ class Store:
         self._pending: _Pending | None = None
         self._unflushed: dict[bytes, int] = {}
         self._closed_to: str | None = None
-        self._threads: ThreadPoolExecutor | None = None
         self.refresh()
         mark_used(folder, self.about)
 
@@ -138,16 +131,10 @@ class Store:
             held, at = places[row]
             return held.read(files, at, buffers)
 
-        lost = frame.read(read) if frame.size_bytes < _SHARED_BYTES else self._shared(frame, read, len(rows))
+        lost = frame.read(read)
         for row in lost:
             self._lose(rows.keys[row])
         return None if lost else frame.features
-
-    def _shared(self, frame: Frame, read: Read, count: int) -> list[int]:
-        """Read a large batch by several threads, each its share of the rows; the rows whose record is lost."""
-        self._threads = self._threads or ThreadPoolExecutor(_THREADS, thread_name_prefix="brewer-cache")
-        shares = [range(first, count, _THREADS) for first in range(_THREADS)]
-        return sorted(itertools.chain(*self._threads.map(lambda share: frame.read(read, share), shares)))
 
     def record(self, number: int, key: bytes, layout: Layout) -> bytes | None:
         """The record of a number, where it is of this layout."""
@@ -206,9 +193,6 @@ class Store:
         """Flush, and let others build."""
         self.flush()
         self._files.close()
-        if self._threads is not None:
-            self._threads.shutdown()
-            self._threads = None
         if self._lock is not None and self._builds:
             self._lock.release()
             self._builds = False
