@@ -884,3 +884,16 @@ def test_features_that_state_their_axes_are_cut_to_the_row(tmp_path: Path) -> No
     valid = batch["attention_mask"].bool()
     assert torch.equal(ours.transpose(1, 2)[valid], expected.transpose(1, 2)[valid])
     assert asked_before == 24
+
+
+def test_features_that_hold_for_one_length_are_kept_for_each_length_that_comes(tmp_path: Path) -> None:
+    def unmasked(batch: Any, outputs: Any) -> dict[str, Any]:
+        return {"logits": outputs["logits"]}
+
+    needs, model = frozenset({"logits"}), Encoder()
+    with CachedTeacher(live(model, unmasked), folder=tmp_path) as cached:
+        for more in (0, 3, 0, 3):
+            ours = cached.features(padded(texts(), more=more), needs)["logits"][0]
+            expected = Encoder()(**padded(texts(), more=more))["logits"]
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    assert model.rows_asked == 2 * 24

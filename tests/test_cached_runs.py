@@ -342,3 +342,17 @@ def test_two_processes_fill_one_cache_and_read_it(tmp_path: Path, monkeypatch: p
     parts = next(iter(caches(tmp_path / "matches-kept").values()))
     assert {part.name.split("-")[1] for part in parts} == {"0", "1"}
     assert sum(len(read_part(part)) for part in parts) == DISTINCT
+
+
+def test_one_teacher_of_two_tasks_computes_a_text_of_both_once(tmp_path: Path) -> None:
+    made = several_tasks("kept")
+    stage = {**made["stages"][1], "teachers": [{"model": "teacher", "task": task} for task in ("a", "b")]}
+    data = {**made["data"], "more": {**made["data"]["more"], "select": None}}
+    made = {**made, "data": data, "stages": [stage]}
+    made["models"]["teacher"] = bert(16, 2, **STILL)
+    films(tmp_path)
+    live = student(tmp_path, "live", {**made, "cache": "off"})
+    cold = student(tmp_path, "cold", made)
+    warm = student(tmp_path, "warm", made)
+    assert_same(warm, cold)
+    assert_same(cold, live, atol=1e-5)

@@ -9,7 +9,7 @@ from brewer_core.cache.format import CacheFormat
 from brewer_core.cache.layout import packed
 from brewer_core.cache.rows import without_key
 from brewer_core.cache.store import Store, readable
-from brewer_core.cache.teacher import LIMIT_GB, TEACHERS, CachedTeacher, chosen
+from brewer_core.cache.teacher import LIMIT_GB, TEACHERS, CachedTeacher, chosen, shared
 
 __all__ = [
     "LIMIT_GB",
@@ -20,5 +20,6 @@ __all__ = [
     "chosen",
     "packed",
     "readable",
+    "shared",
     "without_key",
 ]

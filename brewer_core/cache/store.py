@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from brewer_core.cache.about import ABOUT, mark_used, write_about
@@ -83,6 +84,7 @@ class Store:
         self._first: list[int] = []
         self._pending: _Pending | None = None
         self._unflushed: dict[bytes, int] = {}
+        self._bound = False  # whether some records hold for batches of certain lengths alone
         self._closed_to: str | None = None
         self.refresh()
         mark_used(folder, self.about)
@@ -110,11 +112,15 @@ class Store:
 
     def find(self, rows: Rows) -> list[int | None]:
         """The number of each row's record, which holds until the next one is kept; None where it is not here, or does not fit the batch."""
-        found = self._index.find(rows.keys)
-        if self._unflushed:
-            kept = self._unflushed
-            found = [-1 - kept[key] if key in kept else n for key, n in zip(rows.keys, found, strict=True)]
+        found = self._numbers(rows.keys)
+        if self._bound and None in found:
+            at_lengths = self._numbers([_at_lengths(key, rows.lengths) for key in rows.keys])
+            found = [other if own is None else own for own, other in zip(found, at_lengths, strict=True)]
         return [None if n is None or not self._layout_of(n).fits(rows.lengths) else n for n in found]
+
+    def _numbers(self, keys: Sequence[bytes]) -> list[int | None]:
+        found, kept = self._index.find(keys), self._unflushed
+        return [-1 - kept[key] if key in kept else n for key, n in zip(keys, found, strict=True)] if kept else found
 
     def read(self, rows: Rows, numbers: Sequence[int], pinned: bool = False) -> Features | None:
         """The features of a batch from the records of its rows; None where one is lost, or they cannot stand in one batch.
@@ -133,17 +139,17 @@ class Store:
 
         lost = frame.read(read)
         for row in lost:
-            self._lose(rows.keys[row])
+            self._lose(numbers[row])
         return None if lost else frame.features
 
-    def record(self, number: int, key: bytes, layout: Layout) -> bytes | None:
+    def record(self, number: int, layout: Layout) -> bytes | None:
         """The record of a number, where it is of this layout."""
         held, at = self._place(number)
         if held.layout != layout:
             return None
         record = held.record(self._files, at)
         if record is None:
-            self._lose(key)
+            self._lose(number)
         return record
 
     def keep(self, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
@@ -154,7 +160,10 @@ class Store:
             self.flush()
         known = next((each.layout for each in reversed(self._parts) if each.layout == layout), layout)
         pending = self._pending = self._pending or _Pending(known)
-        for key, record in zip(keys, records, strict=True):
+        bound_to = layout.padded_to
+        self._bound |= bound_to is not None
+        stored = keys if bound_to is None else [_at_lengths(key, bound_to) for key in keys]
+        for key, record in zip(stored, records, strict=True):
             if key in self._unflushed:
                 continue
             if self.limit_bytes is not None and self.size_bytes + pending.size_bytes + len(record) > self.limit_bytes:
@@ -230,6 +239,7 @@ class Store:
         part = replace(part, layout=known)  # the same object, so that equal ones are known at once
         first = self._first[-1] + len(self._parts[-1]) if self._parts else 0
         self._parts.append(part)
+        self._bound |= part.layout.padded_to is not None
         self._first.append(first)
         self._index.add(part.keys, first)
         with suppress(OSError):
@@ -250,8 +260,9 @@ class Store:
     def _layout_of(self, number: int) -> Layout:
         return self._place(number)[0].layout
 
-    def _lose(self, key: bytes) -> None:
-        self._index.forget(key)
+    def _lose(self, number: int) -> None:
+        held, at = self._place(number)
+        self._index.forget(bytes(held.keys[at]))
         self.damaged += 1
         if self.damaged == 1:
             warnings.warn(
@@ -259,6 +270,11 @@ class Store:
                 "written are computed again. `brewer cache verify` tells how many.",
                 stacklevel=2,
             )
+
+
+def _at_lengths(key: bytes, lengths: Sequence[int]) -> bytes:
+    """The key of a record that holds for batches of these lengths alone: a row may have one for each."""
+    return xxhash.xxh3_128_digest(key + repr(tuple(lengths)).encode())
 
 
 def readable(size_bytes: float) -> str:

@@ -157,6 +157,10 @@ class CachedTeacher:
             self._by_needs[needs] = self._stores[name]
         return self._by_needs[needs]
 
+    def identity(self) -> str:
+        """That of the teacher around which it stands, as it is now."""
+        return self._identified()
+
     def flush(self) -> None:
         """Have all rows that were computed on the disk."""
         for store in self._stores.values():
@@ -209,7 +213,7 @@ def _kept(
     new: dict[bytes, bytes] = {}
     for key, number, record in zip(rows.keys, numbers, computed, strict=True):
         if key not in records:
-            known = None if number is None else store.record(number, key, layout)
+            known = None if number is None else store.record(number, layout)
             records[key] = record if known is None else known
             if known is None:
                 new[key] = record
@@ -236,6 +240,17 @@ def _root(folder: Path | str | None) -> Path:
             "CachedTeacher: there is no folder for caches here; give one (`folder=`), or set BREWER_CACHE."
         )
     return root
+
+
+def shared(teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The same teachers by name, of which those with the same cache are one: what one of them has computed another finds at once."""
+    first: dict[Any, CachedTeacher] = {}
+    found: dict[str, Teacher] = dict(teachers)
+    for name, teacher in teachers.items():
+        if isinstance(teacher, CachedTeacher):
+            mark = (teacher.identity(), teacher.folder, teacher.format, teacher.key, teacher.ignore)
+            found[name] = first.setdefault(mark, teacher)
+    return found
 
 
 class _Identity:

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from brewer_core.cache import CachedTeacher, without_key
+from brewer_core.cache import CachedTeacher, shared, without_key
 from brewer_core.cache_folder import cache_root
 from brewer_core.checkpoints import Checkpoints, save_state_dict
 from brewer_core.config import ComponentRef, TrainingConfig
@@ -83,7 +83,7 @@ class Door:
             arguments=arguments,
             model_inputs=self._without_keys(lesson),
         )
-        teachers = {each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers}
+        teachers = shared({each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers})
         output = Path(self.config.output_dir)
         listeners: list[Listener] = []
         if processes.first:

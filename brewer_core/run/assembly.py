@@ -6,7 +6,7 @@ import random
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from brewer_core.config.optimization import Optimization
 from brewer_core.config.run import DataConfig
 from brewer_core.engine import numbered
 from brewer_core.errors import BrewerError, ConfigError, DataError
+from brewer_core.fingerprints import fingerprint
 from brewer_core.objective import bind_ref
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, LoadedModel, Task
@@ -65,6 +66,20 @@ class JoinedText(ConcatDataset[Any]):
         return self._views[part](index - self.cumulative_sizes[part - 1] if part else index)
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is told of a model, also once it was let go of. identity: a hash of all that makes it answer as it does."""
+
+    origin: str
+    parameters: int
+    identity: str = ""
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> ModelFacts:
+        """Those of a model; the parameters are counted once where they are shared."""
+        return cls(loaded.origin, sum(parameter.numel() for parameter in loaded.model.parameters()))
+
+
 class Assembly:
     """The parts of one run, each made when it is first needed.
 
@@ -91,6 +106,7 @@ class Assembly:
         self._augmenters: dict[str, Augmenter] = {}
         self._models: dict[str, LoadedModel] = {}
         self._replaced: set[str] = set()
+        self._released: dict[str, ModelFacts] = {}
         self._rows_numbered = 0
 
     def seed(self, *purpose: str) -> int:
@@ -168,7 +184,21 @@ class Assembly:
 
     def release(self, name: str) -> None:
         """Let go of a model, which is built again when it is asked for. Only for one that can be."""
-        self._models.pop(name, None)
+        loaded = self._models.pop(name, None)
+        if loaded is not None:
+            self._released[name] = replace(ModelFacts.of(loaded), identity=fingerprint(loaded.model))
+
+    def facts(self, name: str) -> ModelFacts:
+        """What is told of a model; of one that was let go of without building it again."""
+        known = self._released.get(name)
+        if known is not None and name not in self._models:
+            return known
+        return ModelFacts.of(self.model(name))
+
+    def identity(self, name: str) -> str:
+        """A hash of all that makes a model answer as it does."""
+        facts = self.facts(name)
+        return facts.identity or fingerprint(self.model(name).model)
 
     def in_parts(self, role: Literal["student", "teachers"]) -> bool:
         """Whether several processes share one model of this role, each holding a part."""

@@ -15,7 +15,6 @@ from brewer_core.cache.folders import FIGURES
 from brewer_core.cache_folder import cache_root
 from brewer_core.errors import DataError
 from brewer_core.fingerprints import fingerprint
-from brewer_core.protocols import LoadedModel
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.evaluation import TaskEvaluators
 
@@ -23,11 +22,14 @@ from brewer_core.run.evaluation import TaskEvaluators
 def figures_of_teacher(
     assembly: Assembly,
     evaluators: TaskEvaluators,
-    model: LoadedModel,
+    name: str,
     adaptors: Mapping[str, Callable[..., Any]],
     measure: Callable[[], Mapping[str, float]],
 ) -> Mapping[str, float]:
-    """The figures of a teacher. measure: measures them, in all processes; called where they are not known, or there is no cache."""
+    """The figures of a teacher, by the name of its model.
+
+    measure: measures them, in all processes; called where they are not known, or there is no cache.
+    """
     root = cache_root(assembly.config.cache.path, assembly.base_dir)
     if root is None or assembly.config.fsdp:  # of a model in parts no process has all weights
         return measure()
@@ -36,7 +38,7 @@ def figures_of_teacher(
         for task in adaptors
         if task in evaluators.evaluators
     }
-    folder = root / FIGURES / fingerprint(model.model, assembly.config.precision, measured)
+    folder = root / FIGURES / fingerprint(assembly.identity(name), assembly.config.precision, measured)
 
     def known() -> Mapping[str, float] | None:
         with suppress(DataError):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, rows, split
+from brewer_core.cache import shared
 from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
 from brewer_core.config.optimization import Optimization
 from brewer_core.engine import Duration
@@ -142,6 +143,7 @@ def distill_lesson(
         teachers |= {
             name: cached(assembly, decisions[name], each) for name, each in asked.items() if decisions[name].folder
         }
+        teachers = shared(teachers)
     gone = released(assembly, stage, teachers, asked) if caching else frozenset()
     loaders = _loaders(assembly, sets, stage.training, stage.name, drawn=strategy.several_tasks)
     return Lesson(

@@ -27,12 +27,12 @@ from brewer_core.protocols import LoadedModel
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run import folder as names
-from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly
+from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, ModelFacts
 from brewer_core.run.figures import figures_of_teacher
 from brewer_core.run.folder import RunFolder, UnwrittenFolder, holds_run, latest_run
 from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson, distill_lesson, supervised_lesson
 from brewer_core.run.manifest import made_with, manifest, now
-from brewer_core.run.planning import count_parameters, evaluators_for, plan, teacher_models
+from brewer_core.run.planning import evaluators_for, plan, teacher_models
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.resuming import check_same_config, check_same_data, check_same_plugin_files, fingerprints, hashes
 from brewer_core.run.stages import CHECKPOINTS, Outcome, Session, train
@@ -287,7 +287,8 @@ class _Run:
             outcome = self._finished(folder, model)
             if outcome is None:
                 outcome, model = self._train(lesson, folder, tracking, last.student, model)
-            figures[name] = self._figures(last.student, model, outcome, lesson.adaptors)
+            metrics = self._metrics(model, outcome, lesson.adaptors)
+            figures[name] = _figures(last.student, ModelFacts.of(model), outcome, metrics)
         return figures
 
     def _summary(self, started: float) -> dict[str, Any]:
@@ -313,8 +314,14 @@ class _Run:
         return by_task if self.config.tasks else by_task[""]
 
     def _final(self, name: str, refs: ComponentRef | Mapping[str, ComponentRef]) -> dict[str, Any]:
-        outcome = self.outcomes.get(name, Outcome(0, 0.0))
-        return self._figures(name, self.assembly.model(name), outcome, self.assembly.adaptors(name, refs))
+        outcome, adaptors = self.outcomes.get(name, Outcome(0, 0.0)), self.assembly.adaptors(name, refs)
+
+        def measure() -> Mapping[str, float]:
+            return self._metrics(self.assembly.model(name), outcome, adaptors)
+
+        taught = name in self.assembly.teacher_names and not self._known_by(outcome)
+        metrics = figures_of_teacher(self.assembly, self.final, name, adaptors, measure) if taught else measure()
+        return _figures(name, self.assembly.facts(name), outcome, metrics)
 
     def _teachers(self, last: DistillStage) -> dict[str, Any]:
         """The figures of each teacher of the last stage, by the name of its model."""
@@ -325,32 +332,30 @@ class _Run:
         own = {ref.task or "": ref.adaptor for ref in last.teachers if ref.model == teacher}
         return {task: own.get(task) or last.adaptors.teacher for task in tasks_of_model(self.config, teacher)}
 
+    def _known_by(self, outcome: Outcome) -> bool:
+        """Whether a training ended with figures of the very rows of the final ones."""
+        return bool(outcome.metrics) and self.final.same_rows(self.during)
+
     def _metrics(
-        self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
+        self, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
     ) -> Mapping[str, float]:
         """The final figures; those that the training ended with, where they are of the same rows."""
-        if outcome.metrics and self.final.same_rows(self.during):
+        if self._known_by(outcome):
             return outcome.metrics
+        return self.final(self.assembly.placed(model.model, "student"), adaptors)
 
-        def measure() -> Mapping[str, float]:
-            return self.final(self.assembly.placed(model.model, "student"), adaptors)
 
-        if name not in self.assembly.teacher_names:
-            return measure()
-        return figures_of_teacher(self.assembly, self.final, model, adaptors, measure)
-
-    def _figures(
-        self, name: str, model: LoadedModel, outcome: Outcome, adaptors: Mapping[str, Callable[..., Any]]
-    ) -> dict[str, Any]:
-        return {
-            "model": name,
-            "origin": model.origin,
-            "metrics": self._metrics(name, model, outcome, adaptors),
-            "parameters": count_parameters(model),
-            "steps": outcome.steps,
-            "best_step": outcome.best_step,
-            "seconds": round(outcome.seconds, 2),
-        }
+def _figures(name: str, facts: ModelFacts, outcome: Outcome, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """A model's entry in the summary."""
+    return {
+        "model": name,
+        "origin": facts.origin,
+        "metrics": metrics,
+        "parameters": facts.parameters,
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "seconds": round(outcome.seconds, 2),
+    }
 
 
 def _student_adaptor(config: RunConfig) -> ComponentRef:

@@ -15,7 +15,7 @@ from brewer_core.config import ComponentRef, DistillStage, RunConfig, Supervised
 from brewer_core.config.run import TeacherRef
 from brewer_core.errors import BrewerError, ConfigError
 from brewer_core.precision import check_precision
-from brewer_core.protocols import LoadedModel, Step
+from brewer_core.protocols import Step
 from brewer_core.run.assembly import Assembly, attempt, model_inputs
 from brewer_core.run.evaluation import Evaluator, TaskEvaluators, check_best
 from brewer_core.run.lessons import Lesson, distill_lesson, few_rows, supervised_lesson
@@ -76,15 +76,10 @@ def plan(assembly: Assembly) -> Plan:
         rows={task: {use: count[task] for use, count in rows.items() if task in count} for task in tasks},
         classes={name: task.labels for name, task in tasks.items()},
         teachers={task: _teachers_of(assembly.config, task) for task in tasks},
-        parameters={name: count_parameters(model) for name, model in models.items()},
+        parameters={name: assembly.facts(name).parameters for name in models},
         terms={name: terms for name, (_, terms, _) in tried.items()},
         notes={name: notes for name, (_, _, notes) in tried.items()},
     )
-
-
-def count_parameters(model: LoadedModel) -> int:
-    """The number of a model's parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.model.parameters())
 
 
 def stage_lesson(assembly: Assembly, position: int) -> Lesson:
