@@ -179,6 +179,8 @@ def test_the_error_of_a_row_is_raised_where_its_batch_would_be(rows: JoinedText)
 
 def test_the_thread_ends_with_the_pass_and_where_a_pass_is_given_up(rows: JoinedText) -> None:
     loaded = loader(rows, ahead=True)
+    for left in threads():  # of the tests before
+        left.join(60)
     assert not threads()
     stream: Any = iter(loaded)
     next(stream)

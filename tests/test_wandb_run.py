@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offline_runs import offline_runs
+from offline_runs import finished_runs
 from runs import brewer, distill, document, films, supervised, training, weights_in, write_config
 from tiny import assert_same
 
@@ -54,7 +54,7 @@ def test_the_offline_files_hold_the_figures_of_every_stage_and_the_student_is_th
     places = {"teacher": "stages/teacher", "distil": "stages/distil", "baselines/labels_only": "baselines/labels_only"}
     assert set(figures) == set(places)
     for stage, place in places.items():
-        (run,) = offline_runs(folder / "out" / place)
+        (run,) = finished_runs(folder / "out" / place)
         assert (run.name, run.group, run.project, run.finished) == (f"out/{stage}", "out", "demo", True)
         assert run.rows == figures[stage]
         assert {"total_loss", "eval/accuracy"} <= set(run.rows[2])
@@ -67,7 +67,7 @@ def test_the_offline_files_hold_the_figures_of_every_stage_and_the_student_is_th
 def test_what_was_logged_before_a_stage_failed_is_there(folder: Path) -> None:
     too_fast = ["--set", "stages.1.training.optimizer.learning_rate=1e30"]
     assert brewer("run", config(folder, ["wandb"]), "--output", folder / "out", *too_fast) == 1
-    (run,) = offline_runs(folder / "out" / "stages" / "distil")
+    (run,) = finished_runs(folder / "out" / "stages" / "distil")
     assert run.finished
     assert run.rows == told(folder / "out")["distil"] != {}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,16 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
     return [
         _run(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda f: f.stat().st_ctime)
     ]
+
+
+def finished_runs(folder: Path, patience_s: float = 30) -> list[OfflineRun]:
+    """The same, once the end of each is recorded: the process that writes them may have that to do yet when a run is finished."""
+    until, pause = time.monotonic() + patience_s, threading.Event()
+    runs = offline_runs(folder)
+    while not all(run.finished for run in runs) and time.monotonic() < until:
+        pause.wait(0.02)
+        runs = offline_runs(folder)
+    return runs
 
 
 def _run(file: Path) -> OfflineRun:

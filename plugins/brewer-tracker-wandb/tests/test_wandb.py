@@ -18,7 +18,7 @@ import pytest
 from brewer_core import RequestError, default_registry
 from brewer_core.protocols import ResumableTracker
 from brewer_tracker_wandb import WeightsAndBiases, brewer_trackers
-from offline_runs import OfflineRun, offline_runs
+from offline_runs import OfflineRun, finished_runs, offline_runs
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def only_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def the_run(folder: Path) -> OfflineRun:
-    (run,) = offline_runs(folder)
+    (run,) = finished_runs(folder)
     return run
 
 
@@ -209,7 +209,8 @@ def test_of_a_process_that_is_killed_all_rows_but_the_last_are_there(tmp_path: P
         rows = next((run.rows for run in offline_runs(tmp_path / "stages" / "distil")), {})
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    assert the_run(tmp_path / "stages" / "distil").rows == {1: {"total_loss": 1}, 2: {"total_loss": 0.5}}
+    (run,) = offline_runs(tmp_path / "stages" / "distil")
+    assert run.rows == {1: {"total_loss": 1}, 2: {"total_loss": 0.5}}
 
 
 # Errors
