@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 REPLACED = ".replaced"
 _CHUNK_BYTES = 1 << 20
@@ -95,9 +96,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+class Digest(Protocol):
+    """A hash that is made piece by piece, of hashlib or a library like it."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add a piece."""
+        ...
+
+    def hexdigest(self) -> str:
+        """The hash of all pieces."""
+        ...
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+    """The SHA-256 of a file."""
+    return digest_of(path, hashlib.sha256())
+
+
+def digest_of(path: Path, digest: Digest) -> str:
+    """The hash of a file, read in pieces. digest: the one to make, with nothing in it yet."""
     with path.open("rb") as file:
         while piece := file.read(_CHUNK_BYTES):
             digest.update(piece)

@@ -45,11 +45,6 @@ class CacheFormat:
                 raise RequestError(f"CacheFormat: {name} is {count}; it must be 1 or more.")
 
     @property
-    def exact(self) -> bool:
-        """Whether what is read is bit for bit what was computed."""
-        return self == CacheFormat()
-
-    @property
     def kept(self) -> Kept | None:
         """What is kept of each position's logits; None for all of them."""
         if self.top_k is not None:

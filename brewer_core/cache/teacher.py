@@ -261,16 +261,16 @@ class _Identity:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        self._itself = isinstance(teacher, IdentifiedTeacher)  # looked up once: it is asked in every step
         self._changes: Any = None
         self._latest = ""
 
     def __call__(self) -> str:
         modules = [each for each in getattr(self._teacher, "__dict__", {}).values() if isinstance(each, nn.Module)]
         now = [changes(module) for module in modules]
-        itself = isinstance(self._teacher, IdentifiedTeacher)
-        if now != self._changes or (itself and not modules):
+        if now != self._changes or (self._itself and not modules):
             self._changes = now
-            self._latest = self._teacher.identity() if itself else fingerprint(self._teacher)  # type: ignore[attr-defined]  # it has one
+            self._latest = self._teacher.identity() if self._itself else fingerprint(self._teacher)  # type: ignore[attr-defined]  # it has one
         return self._latest
 
 

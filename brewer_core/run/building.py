@@ -18,20 +18,20 @@ from brewer_core.errors import RequestError, SaveError, Stopped
 from brewer_core.files import system_reason, write_whole
 from brewer_core.precision import check_precision
 from brewer_core.processes import Processes
-from brewer_core.protocols import Batch
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.caching import (
     NOT_OF_THE_ROW,
     Asked,
+    batches_of,
     closing_caches,
     estimated_bytes,
+    form_of,
     record_layout,
     refusal,
 )
 from brewer_core.run.fidelity import Fidelity, measured
 from brewer_core.run.lessons import Lesson, distill_lesson
-from brewer_core.run.loading import collate
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.tasks import named_teachers, trained_model
 from brewer_core.stopping import StopReason, StopRequest
@@ -152,7 +152,7 @@ def _work(assembly: Assembly, stage: str, lesson: Lesson, asked: Asked) -> _Work
     if against or not isinstance(teacher, CachedTeacher):
         raise refusal(asked.name, against)
     numbers = _missing(teacher, asked, assembly.processes, lesson.training.micro_batch_rows)
-    form = CacheFormat(**assembly.config.cache.form)
+    form = form_of(assembly)
     lengths = [asked.rows.lengths[number] for number in numbers]
     seconds = sum(lengths) * _seconds_per_token(form, asked)
     size_bytes = estimated_bytes(record_layout(form, asked), lengths)
@@ -180,17 +180,10 @@ def _missing(teacher: CachedTeacher, asked: Asked, processes: Processes, size: i
     lengths, store = asked.rows.lengths, teacher.store(asked.needs)
     own = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[processes.rank :: processes.count]
     found = []
-    for numbers, batch in _batches(asked, own, size):
+    for numbers, batch in batches_of(asked, own, size):
         held = store.find(teacher.rows(batch))
         found += [number for number, place in zip(numbers, held, strict=True) if place is None]
     return found
-
-
-def _batches(asked: Asked, numbers: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Batch]]:
-    make = collate(asked.rows.tokenizer)
-    for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        yield some, make([asked.rows[number] for number in some])
 
 
 def _seconds_per_token(form: CacheFormat, asked: Asked) -> float:
@@ -257,7 +250,7 @@ def _build(
     bar.begin(len(work.numbers))
     try:
         with stop.heeding():
-            for numbers, batch in _batches(asked, work.numbers, size):
+            for numbers, batch in batches_of(asked, work.numbers, size):
                 if stop.reason or store.keeps_no_more:
                     break
                 teacher.features(batch, asked.needs)

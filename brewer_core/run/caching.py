@@ -52,7 +52,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Decision:
-    """The folder of caches, or None and why there is none. bytes: what all rows take."""
+    """The folder of caches, or None and why there is none. size_bytes: what all rows take."""
 
     folder: Path | None
     reason: str = ""
@@ -66,7 +66,7 @@ def cached(assembly: Assembly, decision: Decision, asked: Asked) -> CachedTeache
         asked.teacher,
         ignore=NOT_OF_THE_ROW,
         folder=decision.folder,
-        format=CacheFormat(**settings.form),
+        format=form_of(assembly),
         limit_gb=settings.limit_gb,
         builder=processes.rank,
         shares_lock=not processes.first,
@@ -96,7 +96,7 @@ def check_form(
     assembly: Assembly, path: str, learner: Learner, decisions: Mapping[str, Decision], asked: Mapping[str, Asked]
 ) -> None:
     """Raises ConfigError where the losses of a stage need more of the teachers' logits than the cache keeps. path: of its distillation."""
-    kept = CacheFormat(**assembly.config.cache.form).kept
+    kept = form_of(assembly).kept
     logits = [each.features.first("logits") for name, each in asked.items() if decisions[name].folder is not None]
     sizes = {int(head.shape[-1]) for head in logits if head is not None}
     if kept is None or not sizes:
@@ -120,7 +120,7 @@ def _against(assembly: Assembly, strategy: Strategy, asked: Asked) -> str:
 def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
     settings, processes = assembly.config.cache, assembly.processes
     try:
-        layout = record_layout(CacheFormat(**settings.form), asked)
+        layout = record_layout(form_of(assembly), asked)
     except (AdaptorError, DataError) as error:
         return Decision(folder, str(error).rstrip("."))
     assert folder is not None
@@ -132,7 +132,7 @@ def _sized(assembly: Assembly, folder: Path | None, asked: Asked) -> Decision:
     room = free * _SHARE_OF_DISK if settings.path == "auto" else free
     if size_bytes > settings.limit_gb * 1e9:
         return Decision(folder, f"it would take {readable(size_bytes)}, and cache.limit_gb is {settings.limit_gb:g}")
-    if size_bytes > room + (held_bytes(assembly, folder, asked) if folder.exists() else 0):
+    if size_bytes > room and size_bytes > room + (held_bytes(assembly, folder, asked) if folder.exists() else 0):
         most = ", of which auto takes half at most; name it as `cache` to take all" if settings.path == "auto" else ""
         return Decision(folder, f"it would take {readable(size_bytes)}, and {folder} has {readable(free)} free{most}")
     return Decision(folder, "", size_bytes)
@@ -144,9 +144,21 @@ def holds_all(teacher: CachedTeacher, asked: Asked) -> bool:
     numbers = range(len(asked.rows))
     if any(asked.rows.augmenters) or not len(store):
         return False
-    batch = collate(asked.rows.tokenizer)
-    pieces = (numbers[start : start + _LOOKED_UP_AT_ONCE] for start in range(0, len(numbers), _LOOKED_UP_AT_ONCE))
-    return all(None not in store.find(teacher.rows(batch([asked.rows.view(i) for i in piece]))) for piece in pieces)
+    pieces = batches_of(asked, numbers, _LOOKED_UP_AT_ONCE)
+    return all(None not in store.find(teacher.rows(batch)) for _, batch in pieces)
+
+
+def batches_of(asked: Asked, numbers: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Batch]]:
+    """Batches of so many of a teacher's rows, in the order of their numbers, each with those; as they stand in the data."""
+    make = collate(asked.rows.tokenizer)
+    for start in range(0, len(numbers), size):
+        some = numbers[start : start + size]
+        yield some, make([asked.rows.view(number) for number in some])
+
+
+def form_of(assembly: Assembly) -> CacheFormat:
+    """The form in which the config has features kept."""
+    return CacheFormat(**assembly.config.cache.form)
 
 
 def record_layout(form: CacheFormat, asked: Asked) -> Layout:

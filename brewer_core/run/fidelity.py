@@ -23,9 +23,8 @@ from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.protocols import Batch, Step
 from brewer_core.run.assembly import Assembly
-from brewer_core.run.caching import Asked
+from brewer_core.run.caching import Asked, batches_of
 from brewer_core.run.lessons import Lesson
-from brewer_core.run.loading import collate
 from brewer_core.teachers import evaluating
 
 
@@ -70,8 +69,7 @@ def measured(
     """Compare a cache with its teacher on rows that the seed draws, `count` of them or all there are."""
     draws = random.Random(assembly.seed("fidelity", stage, asked.name))
     drawn = draws.sample(range(len(asked.rows)), min(count, len(asked.rows)))
-    make, size = collate(asked.rows.tokenizer), lesson.training.micro_batch_rows
-    batches = [make([asked.rows[i] for i in drawn[at : at + size]]) for at in range(0, len(drawn), size)]
+    batches = [batch for _, batch in batches_of(asked, drawn, lesson.training.micro_batch_rows)]
     temperature, sums = lesson.learner.objective.temperature, dict[str, _Sums]()
     for batch in batches:
         rows = teacher.rows(batch)

@@ -23,7 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from brewer_core.errors import MissingExtraError
-from brewer_core.files import findable, folder_written_whole, remove, remove_whole, system_reason
+from brewer_core.files import digest_of, findable, folder_written_whole, remove, remove_whole, system_reason
 
 Texts: TypeAlias = tuple[str, ...]
 """A row's text, or the two of a pair."""
@@ -31,7 +31,6 @@ Texts: TypeAlias = tuple[str, ...]
 _FORMAT = 1
 _ROWS_OF_PIECE = 1000
 _ROWS_FILE, _ABOUT_FILE = "rows.arrow", "about.json"
-_CHUNK_BYTES = 1 << 20
 _WAIT_S = 600.0
 """How long another run that tokenises the very same rows is waited for."""
 
@@ -250,11 +249,7 @@ def _write_pieces(file: Path, pieces: Iterator[Piece]) -> tuple[int, int]:
 
 
 def _checksum(file: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digest_of(file, xxhash.xxh3_128())
 
 
 @contextmanager
