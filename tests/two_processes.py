@@ -22,6 +22,7 @@ def _run(rank: int, function: Callable[[int], Any], folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         torch.save(function(rank), Path(folder) / f"{rank}.pt")
+        torch.distributed.barrier()  # one that parts while the other still talks to it may end both with an abort
     finally:
         torch.distributed.destroy_process_group()
 
