@@ -1,4 +1,4 @@
-"""Writes config.md and the pages in hooks/, beside this file, from the code: `python docs/reference/generate.py`.
+"""Writes config.md, losses.md and the pages in hooks/, beside this file, from the code: `python docs/reference/generate.py`.
 
 A test compares the pages with what this gives, so they cannot fall behind.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from brewer_core import KINDS, RunConfig, TrainingConfig, hookspecs
-from brewer_core.components import Kind
+from brewer_core.components import Component, Kind
 from brewer_core.config import ComponentRef
 from brewer_core.config.refs import OfKind
+from brewer_core.plugins import build_registry
 
 HERE = Path(__file__).parent
 NOTICE = "<!-- Written by docs/reference/generate.py from the code: edit the docstrings there, and run it again. -->"
+DISTRIBUTIONS = ("brewer-core", "brewer-loss-pkd")
 UNFORMATTED = "<!-- fmt: off -->"  # the examples stand in docstrings, where a formatter leaves them alone
 PLAIN = {int: "integer", float: "number", bool: "true or false", str: "text", NoneType: "null", Any: "any value"}
 BOUNDS = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
@@ -57,6 +60,22 @@ A distribution that provides a kind is called `brewer-<family>-<name>`, and its 
 |---|---|---|---|
 """
 
+LOSSES_HEAD = """# Losses
+
+Every loss of this repository: what it computes, what it reads, what it is the mean over, and what it costs beside the models.
+`brewer describe kd-loss NAME` and `brewer describe match-loss NAME` tell all of one, with the options and how to write it in a config.
+
+Letters: p the teacher's distribution, q the student's, z logits, T the temperature; B rows, L tokens, N valid positions, V vocabulary or
+classes, K kept classes, H heads, D width. A loss is in float32, and padding has no part in it.
+"""
+
+LOSS_KINDS = {
+    "kd_loss": "Between logits",
+    "match_loss": "Between features",
+}
+SECTION = re.compile(r"^(Formula|Cost|Source): |^(Returns|Raises) |^[a-z_]+(, [a-z_]+)*: ")
+"""The lines of a docstring with which something new begins."""
+
 
 def config_page() -> str:
     """The page of configs: a section for each model, in the order in which they are first named."""
@@ -74,10 +93,25 @@ def hook_page(kind: Kind) -> str:
     return "\n".join([NOTICE, UNFORMATTED, "", _hook(kind)]).rstrip() + "\n"
 
 
+def losses_page() -> str:
+    """The page of losses: a table for each kind."""
+    return "\n".join([NOTICE, "", LOSSES_HEAD, *map(_losses, LOSS_KINDS)]).rstrip() + "\n"
+
+
+def losses_of(kind: str) -> list[Component]:
+    """The losses of a kind that this repository's distributions provide, by name."""
+    return [
+        component
+        for component in build_registry().components()
+        if component.kind.name == kind and component.provenance.distribution in DISTRIBUTIONS
+    ]
+
+
 def pages() -> dict[Path, str]:
     """Each generated page with its text."""
     hooks = {HERE / "hooks" / f"{kind.hook}.md": hook_page(kind) for kind in KINDS.values()}
-    return {HERE / "config.md": config_page(), HERE / "hooks" / "index.md": hooks_index(), **hooks}
+    fixed = {"config.md": config_page(), "losses.md": losses_page(), "hooks/index.md": hooks_index()}
+    return {**{HERE / name: text for name, text in fixed.items()}, **hooks}
 
 
 def _sections(roots: Sequence[type[BaseModel]]) -> Iterator[str]:
@@ -221,6 +255,45 @@ def _facts(kind: Kind, specification: Any) -> Iterator[str]:
     if kind.sizes:
         yield f"- Named inputs of a class's `__init__`: {_codes(kind.sizes)}"
     yield f"- Name of a distribution: `brewer-{kind.family}-<name>`"
+
+
+def _losses(kind: str) -> str:
+    lines = [f"## {LOSS_KINDS[kind]}", "", "| name | formula | reads | mean over | range | options | cost | source |"]
+    return "\n".join([*lines, "|---" * 8 + "|", *map(_loss, losses_of(kind)), ""])
+
+
+def _loss(loss: Component) -> str:
+    told = told_of(loss)
+    name = f"**`{loss.name}`** {loss.facts.title or told['first'].rstrip('.')}"
+    over = "batch" if loss.facts.over == "batch" else str(loss.facts.over or "rows").replace("_", " ")
+    options = ", ".join(f"`{option.name}`" for option in loss.signature.options)
+    cells = (name, told["Formula"], _reads(loss, told), over, told["Returns"], options, told["Cost"], told["Source"])
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def told_of(loss: Component) -> dict[str, str]:
+    """The statements of a loss's docstring by how they begin, each up to the first end of a sentence; "" where there is none."""
+    told = dict.fromkeys(("first", "Formula", "Cost", "Source", "Returns", "student"), "")
+    told["first"], current = loss.summary, ""
+    for line in loss.text.splitlines()[1:]:
+        begins = SECTION.match(line)
+        if begins or not line.strip():
+            current = re.split(r"[:, ]", line)[0]
+            line = line.partition(": ")[2] if begins and current != "Returns" else line
+        if current in told:
+            told[current] = f"{told[current]} {line}".strip()
+    told["Returns"] = re.sub(r"^Returns (a scalar)?,? ?", "", told["Returns"])
+    return {name: text if name == "Formula" else _first_sentence(text) for name, text in told.items()}
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<!eq)(?<!al)(?<!sec)[.;](?: |$)", text)[0]
+
+
+def _reads(loss: Component, told: Mapping[str, str]) -> str:
+    main = "logits of both" if loss.kind.name == "kd_loss" else told["student"]
+    return ", ".join([main, *(f"`{name}`" for name in loss.signature.inputs if name in ("labels", "mask"))])
 
 
 def _codes(names: Sequence[str]) -> str:
