@@ -150,6 +150,11 @@ def score_matrix_kl(
         check_pairs(student, teacher)
     own, taught = ((side, side) if isinstance(side, Tensor) else tuple(side) for side in (student, teacher))
     queries, documents = (rows_of(own[i], taught[i], mask, teacher_mask, pool) for i in (0, 1))
+    for queried, found in zip(queries[:2], documents[:2], strict=True):
+        if queried.shape[1] != found.shape[1]:
+            raise ShapeError(
+                f"queries are {queried.shape[1]} wide and documents {found.shape[1]}; both must come from one model."
+            )
     candidates = queries[2][:, None] & documents[2][None]
     if not paired:
         candidates = candidates & ~torch.eye(len(queries[2]), dtype=torch.bool, device=candidates.device)
@@ -165,10 +170,6 @@ def score_matrix_kl(
 
 def _scores(queries: Tensor, documents: Tensor, similarity: str) -> Tensor:
     """[B, N]: the score of each query and document."""
-    if queries.shape[-1] != documents.shape[-1]:
-        raise ShapeError(
-            f"queries are {queries.shape[-1]} wide and documents {documents.shape[-1]}; both must come from one model."
-        )
     return unit(queries) @ unit(documents).mT if similarity == "cos" else queries @ documents.mT
 
 
@@ -186,7 +187,7 @@ def _prefixes(
     width = embeddings.shape[-1]
     if weights is not None and len(weights) != len(dims or ()):
         raise RequestError(
-            f"matryoshka_weights: {len(weights)} weights stand beside {len(dims or ())} matryoshka_dims; give one for each."
+            f"matryoshka_weights: there are {len(weights)}, and {len(dims or ())} matryoshka_dims; give one for each."
         )
     for dim in dims or ():
         if dim > width:
