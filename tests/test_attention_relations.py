@@ -247,6 +247,13 @@ def test_a_map_of_large_or_small_states_is_that_of_their_multiples() -> None:
             "student is (2, 1, 3, 3) and teacher (2, 1, 5, 5); both must be of the same rows and tokens.",
         ),
         (
+            minilm,
+            (2, 1, 3, 5),
+            (2, 1, 3, 5),
+            {},
+            "the attention is (2, 1, 3, 5); it must be of tokens to the same tokens, [B, H, L, L].",
+        ),
+        (
             minilmv2,
             (2, 3, 48),
             (2, 4, 48),

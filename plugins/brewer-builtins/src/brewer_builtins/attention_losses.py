@@ -21,9 +21,9 @@ from brewer_builtins.padding import (
     token_count,
     valid_tokens,
 )
-from brewer_builtins.shapes import check_attention, check_single, shown
+from brewer_builtins.shapes import check_attention, check_single, check_square
 from brewer_builtins.states import in_full
-from brewer_core import ShapeError, component
+from brewer_core import component
 
 PADDING_SCORE = -1e-3
 """Without a mask TextBrewer takes scores up to this one for padding, which is added to scores as a large negative number."""
@@ -46,7 +46,7 @@ Normalized = Annotated[
 def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of attention, head by head.
 
-    Formula: mean over heads and pairs of valid tokens of (A_S - A_T)²
+    Formula: mean over heads and pairs of valid tokens of (A_S - A_T)².
     student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over heads and pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where H or L differs.
@@ -61,7 +61,7 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
 def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of attention summed over heads; the models may have different numbers of heads.
 
-    Formula: mean over pairs of valid tokens of (Σ_h A_S,h - Σ_h A_T,h)²
+    Formula: mean over pairs of valid tokens of (Σ_h A_S,h - Σ_h A_T,h)².
     student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where L differs.
@@ -80,7 +80,7 @@ def attention_ce(
 ) -> Tensor:
     """Cross-entropy between the attention of student and teacher, head by head.
 
-    Formula: - mean over heads and valid queries of Σ_keys softmax(A_T) · log softmax(A_S)
+    Formula: - mean over heads and valid queries of Σ_keys softmax(A_T) · log softmax(A_S).
     student, teacher: [B, H, L, L] or [B, L, L]; scores, of which the softmax over keys is taken, or with `normalized`
     probabilities. The mean is over heads and valid queries, the cross-entropy over valid keys.
     Returns a scalar, the teacher's mean entropy where the distributions agree; 0 where no token is valid.
@@ -99,7 +99,7 @@ def attention_ce_mean(
 ) -> Tensor:
     """Cross-entropy between attention averaged over heads; the models may have different numbers of heads.
 
-    Formula: - mean over valid queries of Σ_keys softmax(mean_h A_T,h) · log softmax(mean_h A_S,h)
+    Formula: - mean over valid queries of Σ_keys softmax(mean_h A_T,h) · log softmax(mean_h A_S,h).
     student, teacher: [B, H, L, L] or [B, L, L]; scores, of which the softmax over keys is taken after the average, or with
     `normalized` probabilities. The mean is over valid queries, the cross-entropy over valid keys.
     Returns a scalar, the entropy of the teacher's mean where the distributions agree; 0 where no token is valid.
@@ -116,7 +116,7 @@ def attention_ce_mean(
 def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of attention scores before the softmax, head by head, as TinyBERT's code takes it.
 
-    Formula: mean over heads and pairs of valid tokens of (S_S - S_T)²; a score of at most -100 counts as 0
+    Formula: mean over heads and pairs of valid tokens of (S_S - S_T)²; a score of at most -100 counts as 0.
     student, teacher: [B, H, L, L] or [B, L, L]; scores before the softmax, q·k / sqrt(d). The mean is over heads and pairs of
     valid tokens, over all pairs where no mask is given. A score of at most -100 is what models write for a key that must not
     be seen (padding, or a later token), so it counts as 0 on its side, with no gradient, and stays in the count of pairs.
@@ -126,8 +126,7 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     pairs of padding stay in the count. `attention_mse` takes every score below 0 for padding where it gets no mask.
     """
     check_attention(student, teacher, "attention_mse_sum or minilmv2")
-    if student.shape[-1] != student.shape[-2]:
-        raise ShapeError(f"the attention is {shown(student)}; it must be of tokens to the same tokens, [B, H, L, L].")
+    check_square(student)
     student, teacher = (torch.where(a <= UNSEEN_SCORE, 0, in_full(a)) for a in (student, teacher.detach()))
     valid = all_or_valid(mask, student)
     pairs = queries_of(valid, student) & keys_of(valid, student)

@@ -17,7 +17,7 @@ from torch import Tensor
 from brewer_builtins.attention_losses import SMALLEST_PROBABILITY
 from brewer_builtins.distributions import divergences, log_softmax_over
 from brewer_builtins.padding import all_or_valid, keys_of, queries_of, token_count, without_padding
-from brewer_builtins.shapes import not_the_same_tokens, shown
+from brewer_builtins.shapes import check_square, not_the_same_tokens, shown
 from brewer_builtins.states import in_full
 from brewer_core import ShapeError, component
 
@@ -49,7 +49,7 @@ def minilm(
 ) -> Tensor:
     """MiniLM: KL divergence of attention, of the relation of values, or the sum of both.
 
-    Formula: mean over heads and valid queries of KL(A_T ‖ A_S) + KL(R_T ‖ R_S), R = softmax(V Vᵀ / √d) head by head
+    Formula: mean over heads and valid queries of KL(A_T ‖ A_S) + KL(R_T ‖ R_S), R = softmax(V Vᵀ / √d) head by head.
     student, teacher: a pair of attention [B, H, L, L] and values [B, L, D]; or attention alone, or values alone, then with
     `heads`. Both have the same number of heads, and may differ in D. KL is the sum over valid keys; attention is divided by
     its sum over them, which is 1 already where the model saw the mask.
@@ -92,7 +92,7 @@ def minilmv2(
 ) -> Tensor:
     """MiniLMv2: KL divergence of the relations of queries, of keys, or of values, split anew into relation heads.
 
-    Formula: mean over relation heads and valid queries of KL(R_T ‖ R_S), R = softmax(X Xᵀ / √d), d = D / relation_heads
+    Formula: mean over relation heads and valid queries of KL(R_T ‖ R_S), R = softmax(X Xᵀ / √d), d = D / relation_heads.
     student, teacher: [B, L, D], all heads of a layer's queries, keys or values side by side; or several such in the same order,
     such as (query, key, value), whose losses are added. Student and teacher may differ in heads and in D: no projection is
     needed. KL is the sum over valid keys.
@@ -184,6 +184,8 @@ def _check_minilm(own: Sequence[Tensor], taught: Sequence[Tensor]) -> None:
         raise ShapeError(f"student and teacher give {given}; name the same features of both, in the same order.")
     for one, other in zip(own, taught, strict=True):
         _check_tokens(one, other)
+        if one.dim() == 4:
+            check_square(one)
         if one.dim() == 4 and one.shape[1] != other.shape[1]:
             raise ShapeError(
                 f"student has {one.shape[1]} heads of attention and teacher {other.shape[1]}; "

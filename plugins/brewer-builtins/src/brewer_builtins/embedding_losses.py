@@ -55,7 +55,7 @@ def embedding_mse(
 ) -> Tensor:
     """Mean squared difference of embeddings, of tokens or of sentences.
 
-    Formula: mean over valid tokens (or rows) and D of (e_S - e_T)²; summed over prefixes with their weights, where there are any
+    Formula: mean over valid tokens (or rows) and D of (e_S - e_T)²; summed over prefixes with their weights, where there are any.
     student, teacher: embeddings of tokens [B, L, D], whose mean is over valid tokens, or of sentences [B, D], whose mean is over
     rows. With `matryoshka_dims` the teacher's embeddings are cut to the same prefix as the student's.
     Returns a scalar, at least 0; 0 where nothing is valid.
@@ -93,7 +93,7 @@ def embedding_cos(
 ) -> Tensor:
     """Mean of 1 - cos of the angle between the embeddings of sentences.
 
-    Formula: mean over rows of 1 - e_S·e_T / (‖e_S‖ ‖e_T‖); summed over prefixes with their weights, where there are any
+    Formula: mean over rows of 1 - e_S·e_T / (‖e_S‖ ‖e_T‖); summed over prefixes with their weights, where there are any.
     student, teacher: [B, D], or [B, L, D] of which `pool` makes one vector a row. With `matryoshka_dims` the teacher's embeddings
     are cut to the same prefix as the student's, and both have length 1 after it. A row without valid tokens adds 0.
     Returns a scalar in [0, 2], times the sum of the weights; 0 where the directions agree. An embedding of zeros adds 1.
@@ -134,7 +134,7 @@ def score_matrix_kl(
 ) -> Tensor:
     """KL divergence of the scores that each row gives the others of the batch, or each query the batch's documents.
 
-    Formula: mean over rows i of KL(softmax_j(s_T,ij / τ_T) ‖ softmax_j(s_S,ij / τ_S)), s_ij = cos(e_i, e_j)
+    Formula: mean over rows i of KL(softmax_j(s_T,ij / τ_T) ‖ softmax_j(s_S,ij / τ_S)), s_ij = cos(e_i, e_j).
     student, teacher: embeddings [B, D], scored against one another but for a row itself; or a pair of queries [B, D] and documents
     [N, D], where every document is scored. [B, L, D] becomes one vector a row by `pool`. Student and teacher may differ in D. With
     `matryoshka_dims` the student's embeddings alone are cut: the target is the teacher's scores at its full width. Rows without valid

@@ -31,7 +31,7 @@ from brewer_core import ShapeError, component
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of hidden states.
 
-    Formula: mean over valid tokens and D of (h_S - h_T)²
+    Formula: mean over valid tokens and D of (h_S - h_T)².
     student, teacher: [B, L, D]; without a mask any shape. The mean is over valid tokens and D.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where D differs: give the match a projection.
@@ -52,7 +52,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
 def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of 1 - cos of the angle between hidden states.
 
-    Formula: mean over valid tokens of 1 - h_S·h_T / (‖h_S‖ ‖h_T‖)
+    Formula: mean over valid tokens of 1 - h_S·h_T / (‖h_S‖ ‖h_T‖).
     student, teacher: [B, L, D]; without a mask any shape that ends in D. The mean is over valid tokens.
     Returns a scalar in [0, 2], 0 where the directions agree or no token is valid; a zero state adds 1.
     Raises ShapeError where D differs: give the match a projection.
@@ -75,7 +75,7 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
 def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """Flow of solution procedure: squared difference of the products of two layers' states, width by width.
 
-    Formula: mean over rows, D1 and D2 of (F_S - F_T)², F = Xᵀ Y / L for a row's two layers X [L, D1] and Y [L, D2]
+    Formula: mean over rows, D1 and D2 of (F_S - F_T)², F = Xᵀ Y / L for a row's two layers X [L, D1] and Y [L, D2].
     student, teacher: pairs of [B, L, D1] and [B, L, D2]. The product is the mean over a row's valid tokens, [B, D1, D2],
     and the loss the mean over rows and D1 times D2; a row without valid tokens adds 0.
     Returns a scalar, at least 0.
@@ -97,7 +97,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
 def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
     """Neuron selectivity transfer: squared difference of the similarities of tokens across two layers.
 
-    Formula: mean over pairs of valid tokens of (X_S Y_Sᵀ / D_S - X_T Y_Tᵀ / D_T)², for a row's two layers X and Y, [L, D]
+    Formula: mean over pairs of valid tokens of (X_S Y_Sᵀ / D_S - X_T Y_Tᵀ / D_T)², for a row's two layers X and Y, [L, D].
     student, teacher: pairs of [B, L, D]; student and teacher may differ in D. A similarity is the product of a token's
     state in the first layer and a token's in the second, divided by D, and the loss the mean over pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
@@ -134,7 +134,7 @@ def at(
 ) -> Tensor:
     """Attention transfer: squared distance of the unit-length maps of how active each token is.
 
-    Formula: mean over rows of ‖Q_S/‖Q_S‖ - Q_T/‖Q_T‖‖², Q = Σ_d |h_d|^p over the row's valid tokens
+    Formula: mean over rows of ‖Q_S/‖Q_S‖ - Q_T/‖Q_T‖‖², Q = Σ_d abs(h_d)^p over the row's valid tokens.
     student, teacher: [B, L, D]; student and teacher may differ in D. A map is over a row's valid tokens; one of zeros stays one.
     A row without valid tokens adds 0.
     Returns a scalar in [0, 2]; 0 where the maps are multiples of one another.

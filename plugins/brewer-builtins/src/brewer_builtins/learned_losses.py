@@ -34,7 +34,7 @@ SMALLEST_VARIANCE = 1e-5
 class ContrastiveRepresentation(nn.Module):
     """Contrastive representation distillation: cross-entropy of finding a row's teacher among those of the batch.
 
-    Formula: - mean over rows i of log( exp(s_i·t_i / τ) / Σ_j exp(s_i·t_j / τ) ), s and t projected and of unit length
+    Formula: - mean over rows i of log( exp(s_i·t_i / τ) / Σ_j exp(s_i·t_j / τ) ), s and t projected and of unit length.
     student, teacher: [B, D] or [B, L, D], of which `pool` makes one vector a row; they may differ in D. A linear projection of
     either side to `projection_dim` is trained; the teacher itself gets no gradient. Rows without valid tokens are left out.
     Returns a scalar, at least 0; log B where nothing can be told apart, and 0 for a single row.
@@ -98,7 +98,7 @@ class ContrastiveRepresentation(nn.Module):
 class VariationalInformation(nn.Module):
     """Variational information distillation: how unlikely the teacher's states are under a Gaussian predicted from the student's.
 
-    Formula: mean over valid tokens (or rows) and D of ½ ( (h_T - μ(h_S))² / σ² + log σ² ), σ² = softplus(a) + 1e-5, a trained
+    Formula: mean over valid tokens (or rows) and D of ½ ( (h_T - μ(h_S))² / σ² + log σ² ), σ² = softplus(a) + 1e-5, a trained.
     student, teacher: [B, L, D], or [B, D]; they may differ in D. The mean μ is a linear map of the student's state, or a network of
     one hidden layer with `hidden_dim`, and each of the teacher's widths has a variance of its own; both are trained.
     Returns a scalar, any number: log-likelihoods less their constant ½ log 2π; 0 where nothing is valid.

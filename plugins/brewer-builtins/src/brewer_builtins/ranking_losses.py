@@ -27,7 +27,7 @@ def margin_mse(
 ) -> Tensor:
     """Margin MSE: squared difference of the margins by which the positive candidate is ahead of each negative one.
 
-    Formula: mean over queries and negatives of ((s⁺ - s⁻) - (t⁺ - t⁻))²
+    Formula: mean over queries and negatives of ((s⁺ - s⁻) - (t⁺ - t⁻))².
     student, teacher: scores [B, C], of which the first column is the positive candidate's; or a pair of the positives' scores,
     [B] or [B, 1], and the negatives', [B] or [B, N]. A query without its positive or without negatives adds 0.
     Returns a scalar, at least 0; 0 where the margins agree, whatever the scores.
@@ -59,7 +59,7 @@ def listwise_kl(
 ) -> Tensor:
     """KL divergence of the scores of a query's candidates.
 
-    Formula: τ_S² · mean over queries of KL(softmax(t / τ_T) ‖ softmax(s / τ_S))
+    Formula: τ_S² · mean over queries of KL(softmax(t / τ_T) ‖ softmax(s / τ_S)).
     student, teacher: scores [B, C]. A query with fewer than two candidates adds 0.
     Returns a scalar, at least 0; 0 where the distributions agree.
     Raises ShapeError where B or C differs, and for other ranks.

@@ -38,7 +38,7 @@ def rkd_distance(
 ) -> Tensor:
     """Relational distillation of distances: Huber loss of the distances of every two rows, divided by their mean.
 
-    Formula: mean over pairs i ≠ j of Huber(d_S,ij / μ_S - d_T,ij / μ_T), d_ij = ‖x_i - x_j‖, μ = mean over pairs i ≠ j of d_ij
+    Formula: mean over pairs i ≠ j of Huber(d_S,ij / μ_S - d_T,ij / μ_T), d_ij = ‖x_i - x_j‖, μ = mean over pairs i ≠ j of d_ij.
     student, teacher: [B, L, D] or [B, D]; they may differ in D. Huber(e) is e² / 2 up to |e| = 1 and |e| - 1/2 beyond.
     Returns a scalar, at least 0; 0 where the distances are proportional, and for fewer than two rows.
     Raises ShapeError where B differs, and for other ranks.
@@ -67,7 +67,7 @@ def rkd_angle(
 ) -> Tensor:
     """Relational distillation of angles: Huber loss of the cosines of the angles that every three rows form.
 
-    Formula: mean over triples i ≠ j ≠ k ≠ i of Huber(a_S,ijk - a_T,ijk), a_ijk = cos of the angle at x_j between x_i and x_k
+    Formula: mean over triples i ≠ j ≠ k ≠ i of Huber(a_S,ijk - a_T,ijk), a_ijk = cos of the angle at x_j between x_i and x_k.
     student, teacher: [B, L, D] or [B, D]; they may differ in D. Huber(e) is e² / 2 up to |e| = 1 and |e| - 1/2 beyond.
     Returns a scalar in [0, 1.5]; 0 where the angles agree, and for fewer than three rows.
     Raises ShapeError where B differs, and for other ranks.
@@ -103,7 +103,7 @@ def sp(
 ) -> Tensor:
     """Similarity-preserving distillation: squared difference of the rows' similarities, each row of them of unit length.
 
-    Formula: ‖G_S - G_T‖_F² / b², G = X Xᵀ with rows divided by their length, X the b rows
+    Formula: ‖G_S - G_T‖_F² / b², G = X Xᵀ with rows divided by their length, X the b rows.
     student, teacher: [B, L, D] or [B, D]; they may differ in D. b is the number of rows with any valid token.
     Returns a scalar in [0, 4 / b]; 0 where the similarities are proportional row by row.
     Raises ShapeError where B differs, and for other ranks; with `flatten` also where L does.
@@ -146,7 +146,7 @@ def cka(
 ) -> Tensor:
     """Centred kernel alignment: 1 - linear CKA of the states of student and teacher.
 
-    Formula: 1 - ‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F), X and Y the n examples of student and teacher, each less its mean
+    Formula: 1 - ‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F), X and Y the n examples of student and teacher, each less its mean.
     student, teacher: [B, L, D] or [B, D]; they may differ in D.
     Returns a scalar in [0, 1], with `debiased` in [0, 2]; 0 where the states agree up to rotation and scale, and for fewer than
     two examples, four with `debiased`; 1 where either side's examples are all alike.

@@ -77,6 +77,12 @@ def check_attention(student: Any, teacher: Any, other_losses: str = "attention_m
         )
 
 
+def check_square(attention: Tensor) -> None:
+    """Raises ShapeError where attention is of tokens to other tokens."""
+    if attention.shape[-1] != attention.shape[-2]:
+        raise ShapeError(f"the attention is {shown(attention)}; it must be of tokens to the same tokens, [B, H, L, L].")
+
+
 def not_the_same_tokens(student: Tensor, teacher: Tensor) -> str:
     """The text about tensors of other rows or tokens."""
     return f"student is {shown(student)} and teacher {shown(teacher)}; both must be of the same rows and tokens."
