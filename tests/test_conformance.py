@@ -31,8 +31,20 @@ OURS = ("brewer-core", "brewer-loss-pkd", "brewer-strategy-emd")
 COMPONENTS = [c for c in build_registry().components() if c.provenance.distribution in OURS]
 ALLOWED_TO_SKIP = {
     "padding_invariance": {"it sees valid positions alone: it names no `mask`"},
+    "fully_masked": {"its inputs have no mask"},
+    "identity": {"what it compares is learned, so where student and teacher agree is no minimum"},
+    "over": {"its tensors have one item a row, which is what is meant where nothing is declared"},
+    "batch_split": {'it is declared over="batch": defined on a batch as a whole'},
+    "accumulation": {'it is declared over="batch": defined on a batch as a whole'},
     "t_squared": {'it does not claim it: @component(claims=("t_squared",)) does'},
-    "wrong_width": {"it compares similarities of tokens, so student and teacher may differ in width"},
+    "wrong_width": {
+        "it compares similarities of tokens, so student and teacher may differ in width",
+        "it compares relations of tokens, so student and teacher may differ in width",
+        "it compares relations of rows, so student and teacher may differ in width",
+        "it compares scores of rows, so student and teacher may differ in width",
+        "it compares a map over tokens, so student and teacher may differ in width",
+        "it is built for the widths that it names: student_dim, teacher_dim",
+    },
     "no_gradient_to_teacher": {"it asks no teacher"},
     "sparse_teacher": {"it needs all of the teacher's logits: it does not declare @component(sparse=True)"},
 }
@@ -87,6 +99,79 @@ class TestAttentionCeOfProbabilities(MatchLossConformance):
 class TestAttentionMseOfProbabilities(MatchLossConformance):
     component = "attention_mse"
     takes = "probabilities"
+
+
+class TestMinilmOfAttention(MatchLossConformance):
+    component = "minilm"
+    takes = "probabilities"
+    exempt: ClassVar = {"wrong_width": "a teacher with padding is no other number of tokens"}
+
+
+class TestMinilmOfScores(MatchLossConformance):
+    component = "minilm"
+    options: ClassVar = {"normalized": False}
+    takes = "attention"
+
+
+class TestMinilmv2OfSeveralFeatures(MatchLossConformance):
+    component = "minilmv2"
+    options: ClassVar = {"relation_heads": 5}
+    takes = "pairs"
+
+
+class TestSpOfFlattenedTokens(MatchLossConformance):
+    component = "sp"
+    options: ClassVar = {"pool": "flatten"}
+
+
+class TestCkaOfTokens(MatchLossConformance):
+    component = "cka"
+    options: ClassVar = {"pool": "tokens"}
+
+
+class TestDebiasedCka(MatchLossConformance):
+    component = "cka"
+    options: ClassVar = {"debiased": True, "pool": "tokens"}
+
+
+class TestRkdOfLastTokens(MatchLossConformance):
+    component = "rkd_angle"
+    options: ClassVar = {"pool": "last"}
+
+
+class TestRkdOfEmbeddings(MatchLossConformance):
+    component = "rkd_distance"
+    takes = "rows"
+
+
+class TestEmbeddingMseOfSentences(MatchLossConformance):
+    component = "embedding_mse"
+    options: ClassVar = {"matryoshka_dims": [2, 5], "matryoshka_weights": [0.5, 1.0]}
+    takes = "rows"
+
+
+class TestEmbeddingCosOfSentences(MatchLossConformance):
+    component = "embedding_cos"
+    options: ClassVar = {"matryoshka_dims": [3]}
+    takes = "rows"
+
+
+class TestScoresOfQueriesAndDocuments(MatchLossConformance):
+    component = "score_matrix_kl"
+    options: ClassVar = {"similarity": "dot", "student_temperature": 2.0, "teacher_temperature": 2.0}
+    takes = "pairs"
+
+
+class TestSymmetricCrd(MatchLossConformance):
+    component = "crd"
+    options: ClassVar = {"symmetric": True, "projection_dim": 4}
+    takes = "rows"
+
+
+class TestVidWithAHiddenLayer(MatchLossConformance):
+    component = "vid"
+    options: ClassVar = {"hidden_dim": 3}
+    takes = "rows"
 
 
 class TestLateDecay(WeightSchedulerConformance):
@@ -252,8 +337,8 @@ def test_a_match_loss_that_takes_nothing_known_is_told_what_was_tried() -> None:
     reasons = {o.reason for o in outcomes(tested)}
 
     assert reasons == {
-        "takes none of hidden, attention, pairs; override `inputs` (hidden: TypeError: ids only; attention: TypeError: "
-        "ids only; pairs: TypeError: ids only)"
+        "takes none of hidden, attention, pairs, rows; override `inputs` (hidden: TypeError: ids only; attention: TypeError: "
+        "ids only; pairs: TypeError: ids only; rows: TypeError: ids only)"
     }
 
 

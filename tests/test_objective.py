@@ -705,6 +705,12 @@ def test_losses_with_a_state_are_built_for_each_term_found_by_the_optimizer_and_
     assert all(not torch.equal(before[name], tensor) for name, tensor in weights(terms).items())
 
 
+def test_a_mean_over_tokens_is_one_over_rows_where_the_feature_has_one_vector_a_row() -> None:
+    matches = [{**HIDDEN, "feature": name, "loss": "embedding_mse"} for name in ("hidden", "pooled")]
+    terms = objective(intermediate_matches=matches)
+    assert [terms.items(name, Counts(2, 30, 500, 2, 2)) for name in terms.matches] == [30, 2]
+
+
 def test_projections_are_drawn_in_the_order_of_the_list() -> None:
     matches = [{**HIDDEN, "proj": [name, 2, 3]} for name in ("linear", "relu", "tanh")]
     torch.manual_seed(5)

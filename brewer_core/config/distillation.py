@@ -59,7 +59,7 @@ class IntermediateMatch(Config):
     ] = None
     """The projection of the student's features to the teacher's width."""
     proj_dims: tuple[Int, Int] | None = None
-    """Student and teacher width, where the list form of `proj` gave them; else they are read from the models."""
+    """Student and teacher width, for `proj` (its list form has them) or a loss that is built for them; else the models tell."""
     proj_optimizer: FrozenOptions | None = None
     """Settings of the projection's own parameter group, such as `{"lr": 0.001}`."""
     teacher: Annotated[

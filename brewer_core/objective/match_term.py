@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from brewer_core.components import Method
+from brewer_core.components.facts import Over
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
-from brewer_core.features import Features, names_of_layers
+from brewer_core.features import Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
 
 SIDES = {"S": "student", "T": "teacher"}
+
+OF_ROWS = ("pooled",)
+"""Features that have one vector a row, whatever the loss: a mean over tokens is one over rows there."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class MatchTerm(nn.Module):
         self.width = width
         self.teacher = teacher
         self.state = loss.target if isinstance(loss.target, nn.Module) else None
+
+    @property
+    def over(self) -> Over | Callable[[Counts], float]:
+        """What its mean is over."""
+        declared = self.loss.component.facts.over or "rows"
+        return "rows" if declared == "tokens" and self.sources[0].feature in OF_ROWS else declared
 
     def answering(self, teachers: Mapping[str, Features]) -> Features | None:
         """The features of its teacher; None where that one is not among these."""

@@ -29,8 +29,8 @@ from brewer_core.testing.tensors import (
     valid_tokens,
 )
 
-FORMS = ("hidden", "attention", "pairs", "probabilities")
-TRIED = FORMS[:3]
+FORMS = ("hidden", "attention", "pairs", "rows", "probabilities")
+TRIED = FORMS[:4]
 EXTRA = 2
 
 
@@ -38,7 +38,8 @@ class MatchLossConformance(LossConformance):
     """Properties of a match loss.
 
     takes: what it is called with: `hidden`, states [B, L, D]; `attention`, scores [B, H, L, L] to which the mask was added;
-    `probabilities`, their softmax; `pairs`, two layers of states. Without it these are tried in this order.
+    `probabilities`, their softmax; `pairs`, two layers of states; `rows`, a vector for each row [B, D] without a mask, such as
+    embeddings or scores of candidates. Without it they are tried in this order, but for probabilities.
     """
 
     kind: ClassVar[str] = "match_loss"
@@ -127,7 +128,7 @@ class MatchLossConformance(LossConformance):
     def _of_form(self, form: str) -> LossInputs:
         mask, labels = valid_tokens(), torch.arange(ROWS) % CLASSES
         student, teacher = (self._side(form, mask, seed) for seed in (1, 2))
-        return LossInputs(student, teacher, mask, labels)
+        return LossInputs(student, teacher, None if form == "rows" else mask, labels)
 
     def _side(self, form: str, mask: Tensor, seed: int) -> Any:
         states = seeded_tensors(ROWS, LENGTH, WIDTH, seed=seed)
@@ -135,6 +136,8 @@ class MatchLossConformance(LossConformance):
             return states, seeded_tensors(ROWS, LENGTH, WIDTH, seed=seed + 10)
         if form == "hidden":
             return states
+        if form == "rows":
+            return seeded_tensors(ROWS, WIDTH, seed=seed)
         scores = _scores(seeded_tensors(ROWS, HEADS, LENGTH, LENGTH, seed=seed), mask)
         return scores.softmax(-1) if form == "probabilities" else scores
 

@@ -21,6 +21,7 @@ def pkd(
 ) -> Tensor:
     """Patient knowledge distillation: squared distance of unit-length first-token states.
 
+    Formula: mean over rows of ‖h_S/‖h_S‖ - h_T/‖h_T‖‖², h the state of the first token.
     student, teacher: [B, L, D], or [B, D] where the first token was already taken; the mask has no effect.
     Returns a scalar in [0, 4]; 0 where the directions agree.
     Raises ShapeError where B or D differs (give the match a projection for D), and for pairs of layers.
