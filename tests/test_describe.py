@@ -192,7 +192,7 @@ def test_the_page_of_a_method(capsys):
         "from       brewer-core 0.1.0 [kd_losses]",
         "sparse     some of the teacher's logits are enough",
         "inputs     student_logits, teacher_logits, temperature",
-        "t_squared  true or false  true",
+        "t_squared    true or false  true",
         'in a distill stage\n{"distillation": {"kd_loss_type": "kl"}}\n',
     ):
         assert part in printed

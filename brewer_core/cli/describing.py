@@ -64,7 +64,7 @@ def description(component: Component) -> dict[str, Any]:
         "text": component.text,
         "source": facts.source,
         "over": over,
-        "sparse": facts.sparse if "teacher_logits" in component.kind.positional else None,
+        "sparse": bool(facts.sparse) if "teacher_logits" in component.kind.positional else None,
         "inputs": _inputs(component),
         "options": _options(component),
         "distribution": where.distribution,
