@@ -10,7 +10,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, plain_number, shown
-from brewer_core.config.kd_loss import KDLoss, OneOrSeveral, TeacherCorrection
+from brewer_core.config.kd_loss import OF_KD_LOSS, KDLoss, OneOrSeveral, TeacherCorrection
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
 
@@ -107,7 +107,9 @@ class DistillationConfig(PositionalConfig):
         ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
     ] = None
     """Multiplies `hard_label_weight` over the run."""
-    kd_loss_type: Annotated[ComponentRef | tuple[KDLoss, ...], OneOrSeveral()] = ComponentRef("kd_loss", "ce")
+    kd_loss_type: Annotated[Annotated[ComponentRef, OF_KD_LOSS] | tuple[KDLoss, ...], OneOrSeveral()] = ComponentRef(
+        "kd_loss", "ce"
+    )
     """The loss between the logits; or a list of several, each a loss or `{"loss": "jsd", "weight": 0.5}`, and each a term of its own."""
     kd_loss_weight: Float = 1
     """The factor of the losses between the logits; with 0 they are not computed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 OF_KD_LOSS = OfKind("kd_loss", callables=True)
 _BESIDE = ("weight", "weight_scheduler")
+_OWNERS = {"weight": "mix", "threshold": "mft"}
+"""To which correction of a teacher an option belongs."""
 
 
 class KDLoss(Config):
@@ -85,8 +88,8 @@ def misplaced_weight(value: Any) -> str:
     right = {"loss": loss, **{key: value[key] for key in _BESIDE if key in value}}
     given = " and ".join(key for key in _BESIDE if key in value)
     return (
-        f"the kd loss `{options['name']}` has no option {given}; to weigh one of several losses, write {shown(right)} in the list of "
-        "kd_loss_type, and to weigh all of them, kd_loss_weight"
+        f"the kd loss `{options['name']}` has no option {given}; to weigh one of several losses, write "
+        f"{json.dumps(right, default=repr)} in the list of kd_loss_type, and to weigh all of them, kd_loss_weight"
     )
 
 
@@ -126,9 +129,22 @@ class TeacherCorrection(Config):
     def _read_name_alone(cls, data: Any) -> Any:
         return {"name": data} if isinstance(data, str) else data
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Its name alone, or an object with the options of that name."""
+        whole = handler(schema)
+        owned = [
+            {
+                "if": {"properties": {option: {"type": "number"}}, "required": [option]},
+                "then": {"properties": {"name": {"const": owner}}},
+            }
+            for option, owner in _OWNERS.items()
+        ]
+        return {"anyOf": [{"enum": whole["properties"]["name"]["enum"]}, {**whole, "allOf": owned}]}
+
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        for option, owner in (("weight", "mix"), ("threshold", "mft")):
+        for option, owner in _OWNERS.items():
             if getattr(self, option) is not None and self.name != owner:
                 raise PydanticCustomError(
                     "text",

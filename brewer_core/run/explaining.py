@@ -248,7 +248,8 @@ class _Stage:
             return (number(weights[0]) if len(set(weights)) == 1 else "weight(step)"), ()
         used = tuple(self._used("schedule", ref) for ref in self._schedules(name))
         # the schedule of a term's own weight is told before that of the weight of all losses between logits
-        bases = [number(each.base) for each in _factors(factor)]
+        first, *own = _factors(factor)
+        bases = [number(first.base), *(number(each.base) for each in own if each.base != 1)]
         return " * ".join([*bases, *(each.call("progress") for each in used)]), used
 
     def _schedules(self, name: str) -> list[ComponentRef]:

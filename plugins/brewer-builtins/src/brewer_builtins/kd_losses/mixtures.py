@@ -35,7 +35,7 @@ Alpha = Annotated[
 
 @component(
     over="logits",
-    source="Agarwal et al. 2023, arXiv:2306.13649, section 2",
+    source="Agarwal et al. 2023, arXiv:2306.13649, eq. 1",
     name="Generalised Jensen-Shannon divergence",
     claims=("t_squared", "standardise", "vocabulary_padding"),
     sparse=of_top_k,
@@ -67,7 +67,7 @@ def jsd(
     Of SparseLogits: `top_k` compares the kept classes and all others as one, as `kl` does; `sampled` is refused.
     Raises RequestError for beta 0 or 1 without `normalise`, where the loss is 0 for every student, for `sampled`, and for SparseLogits
     to be standardised; ShapeError where student, teacher and temperature do not belong together.
-    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, section 2, at a temperature of 1, where T squared makes no difference. The paper
+    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1, at a temperature of 1, where T squared makes no difference. The paper
     notes that its gradient divided by beta is the forward KL divergence's near beta 0; `normalise` makes that so at both ends.
     """
     check_kept("jsd", teacher_logits, of_top_k, {"standardise": standardise})
