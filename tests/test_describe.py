@@ -220,6 +220,16 @@ def test_a_method_of_other_things_says_nothing_of_sparse_logits(described, capsy
     assert "sparse" not in capsys.readouterr().out
 
 
+def test_a_formula_is_a_line_of_its_own(capsys):
+    assert brewer("describe", "kd-loss", "jsd") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (formula,) = [
+        i for i, line in enumerate(lines) if line.startswith("Formula: T² (β KL(p‖M) + (1-β) KL(q‖M)), with M")
+    ]
+    assert lines[formula + 1] == "softmax(student / T); with `normalise` this divided by β(1-β)"
+    assert lines[formula + 2].startswith("temperature: a number, or a Tensor")
+
+
 def test_json_stands_on_lines_that_are_short():
     value = {"a": {"b": ["x" * 30, "y" * 30], "c": {}}, "d": []}
     assert compact({"a": 1}) == '{"a": 1}'

@@ -98,9 +98,10 @@ def _unknown_option(error: ValidationError, name: str) -> bool:
 
 
 def _one_or_several(value: Any, several: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    if isinstance(value, (list, tuple)) and not value:
+    listed = isinstance(value, (list, tuple)) and not callable(value)
+    if listed and not value:
         raise PydanticCustomError("text", "an empty list names no kd loss; with kd_loss_weight 0 none is computed")
-    if isinstance(value, (list, tuple)):
+    if listed:
         return several(value)
     if isinstance(value, Mapping) and "loss" in value and "name" not in value:
         raise PydanticCustomError(

@@ -68,7 +68,7 @@ def jsd(
     Raises RequestError for beta 0 or 1 without `normalise`, where the loss is 0 for every student, for `sampled`, and for SparseLogits
     to be standardised; ShapeError where student, teacher and temperature do not belong together.
     Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1, at a temperature of 1, where T squared makes no difference. The paper
-    notes that its gradient divided by beta is the forward KL divergence's near beta 0; `normalise` makes that so at both ends.
+    notes that divided by beta it tends to the forward KL divergence as beta goes to 0; `normalise` makes that so at both ends.
     """
     check_kept("jsd", teacher_logits, of_top_k, {"standardise": standardise})
     if beta in (0, 1) and not normalise:
