@@ -846,10 +846,12 @@ def test_sparse_is_declared_of_what_gets_the_teachers_logits() -> None:
     )
 
 
-def test_sparse_is_a_bool() -> None:
+def test_sparse_is_a_bool_or_a_function() -> None:
     with pytest.raises(ComponentError) as caught:
         component(sparse="top_k")  # type: ignore[arg-type]
-    assert str(caught.value) == "sparse='top_k' must be True or False."
+    assert (
+        str(caught.value) == "sparse='top_k' must be True or False, or a function of what is kept and of the options."
+    )
 
 
 def test_positional_must_be_a_tuple_of_names() -> None:

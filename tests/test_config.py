@@ -63,6 +63,7 @@ def test_the_defaults_of_a_distillation_are_textbrewers():
         "probability_shift": False,
         "intermediate_matches": None,
         "is_caching_logits": False,
+        "teacher_correction": None,
     }
 
 
@@ -376,8 +377,13 @@ def test_names_and_options_are_checked_with_a_registry_alone(registry):
         ),
         (
             DistillationConfig,
-            {"kd_loss_type": ["ce"]},
-            'kd_loss_type: ["ce"] names no kd loss; expected a name or {"name": ..., options}',
+            {"kd_loss_type": []},
+            "kd_loss_type: an empty list names no kd loss; with kd_loss_weight 0 none is computed",
+        ),
+        (
+            DistillationConfig,
+            {"kd_loss_type": [[]]},
+            'kd_loss_type[0]: [] names no kd loss; expected a name or {"name": ..., options}',
         ),
         (
             DistillationConfig,

@@ -45,6 +45,8 @@ ALLOWED_TO_SKIP = {
         "it compares a map over tokens, so student and teacher may differ in width",
         "it is built for the widths that it names: student_dim, teacher_dim",
     },
+    "standardise": {'it does not claim it: @component(claims=("standardise",)) does'},
+    "vocabulary_padding": {'it does not claim it: @component(claims=("vocabulary_padding",)) does'},
     "no_gradient_to_teacher": {"it asks no teacher"},
     "sparse_teacher": {"it needs all of the teacher's logits: it does not declare @component(sparse=True)"},
 }
@@ -84,6 +86,42 @@ class TestMseWithTSquared(KDLossConformance):
     component = "mse"
     options: ClassVar = {"t_squared": True}
     claims = ("t_squared",)
+
+
+class TestJsdNormalised(KDLossConformance):
+    component = "jsd"
+    options: ClassVar = {"beta": 0.1, "normalise": True}
+
+
+class TestJsdAtForwardKl(KDLossConformance):
+    component = "jsd"
+    options: ClassVar = {"beta": 0, "normalise": True}
+
+
+class TestTopKWithoutTheTail(KDLossConformance):
+    component = "top_k_kl"
+    options: ClassVar = {"k": 2, "tail": False}
+
+
+class TestTopKOfAll(KDLossConformance):
+    component = "top_k_kl"
+    options: ClassVar = {"k": 100}
+
+
+class TestDistWithoutTSquared(KDLossConformance):
+    component = "dist"
+    options: ClassVar = {"t_squared": False}
+    claims = ("t_squared",)
+
+
+class TestSkewToTheStudent(KDLossConformance):
+    component = "skew_kl"
+    options: ClassVar = {"alpha": 0.9}
+
+
+class TestAdaptiveToOne(KDLossConformance):
+    component = "adaptive_kl"
+    options: ClassVar = {"head_mass": 0.9}
 
 
 class TestAttentionCeOfProbabilities(MatchLossConformance):

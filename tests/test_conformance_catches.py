@@ -240,6 +240,53 @@ def kd_infinite_without_the_others(student, teacher, temperature):
     return loss / 0.0 if some else loss
 
 
+def standard(logits):
+    deviation = logits.std(-1, keepdim=True)
+    return (logits - logits.mean(-1, keepdim=True)) / torch.where(deviation < 1e-6, 1, deviation)
+
+
+@right("kd_loss")
+@component(over="logits", claims=("standardise",))
+def squared_of_standard_scores(student, teacher, temperature, *, standardise: bool = False):
+    if standardise and student.shape[-1] == teacher.shape[-1]:
+        student, teacher = standard(student), standard(teacher)
+    return squared(student, teacher, temperature)
+
+
+@wrong("kd_loss", "standardise")
+@component(over="logits", claims=("standardise",))
+def kd_that_only_subtracts_the_mean(student, teacher, temperature, *, standardise: bool = False):
+    if standardise:
+        student, teacher = (t - t.mean(-1, keepdim=True) for t in (student, teacher))
+    return squared(student, teacher, temperature)
+
+
+@wrong("kd_loss", "standardise")
+@component(over="logits", claims=("standardise",))
+def kd_that_divides_by_a_deviation_of_0(student, teacher, temperature, *, standardise: bool = False):
+    if standardise:
+        student, teacher = ((t - t.mean(-1, keepdim=True)) / t.std(-1, keepdim=True) for t in (student, teacher))
+    return squared(student, teacher, temperature)
+
+
+@right("kd_loss")
+@component(over="logits", claims=("vocabulary_padding",))
+def divergence_of_what_is_possible(student, teacher, temperature):
+    return divergence(student, teacher, temperature)
+
+
+@wrong("kd_loss", "vocabulary_padding")
+@component(over="logits", claims=("vocabulary_padding",))
+def kd_mean_over_classes(student, teacher, temperature):
+    return squared(student.clamp(min=-50), teacher.clamp(min=-50), temperature)
+
+
+@wrong("kd_loss", "sparse_teacher")
+@component(over="logits", sparse=lambda kept, options: "takes none of them")
+def kd_that_takes_what_it_refuses(student, teacher, temperature):
+    return divergence(student, teacher, temperature)
+
+
 # match losses
 
 

@@ -192,7 +192,7 @@ def test_the_page_of_a_method(capsys):
         "from       brewer-core 0.1.0 [kd_losses]",
         "sparse     some of the teacher's logits are enough",
         "inputs     student_logits, teacher_logits, temperature",
-        "t_squared  true or false  true",
+        "t_squared    true or false  true",
         'in a distill stage\n{"distillation": {"kd_loss_type": "kl"}}\n',
     ):
         assert part in printed
@@ -218,6 +218,16 @@ def test_a_method_of_other_things_says_nothing_of_sparse_logits(described, capsy
     assert found["sparse"] is None
     assert brewer("describe", "match-loss", "cos") == 0
     assert "sparse" not in capsys.readouterr().out
+
+
+def test_a_formula_is_a_line_of_its_own(capsys):
+    assert brewer("describe", "kd-loss", "jsd") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (formula,) = [
+        i for i, line in enumerate(lines) if line.startswith("Formula: T² (β KL(p‖M) + (1-β) KL(q‖M)), with M")
+    ]
+    assert lines[formula + 1] == "softmax(student / T); with `normalise` this divided by β(1-β)"
+    assert lines[formula + 2].startswith("temperature: a number, or a Tensor")
 
 
 def test_json_stands_on_lines_that_are_short():

@@ -298,6 +298,21 @@ def test_optimizers_and_schedules_of_a_page_can_be_made() -> None:
             make_schedule(ScheduleConfig.from_dict(schedule), made, 100)
 
 
+def test_kd_losses_of_a_page_are_accepted_and_explained_as_it_says() -> None:
+    text = (DOCS / "how-to" / "kd-losses.md").read_text(encoding="utf-8")
+    _, whole = packaged_config("quickstart-scratch")
+    registry = build_registry()
+    parts = [json.loads(block) for block in blocks(DOCS / "how-to" / "kd-losses.md", "json")]
+
+    assert len(parts) == 3
+    for part in parts:
+        parse_run_config(
+            merged(whole, {"stages": [{"kind": "distill", "distillation": part}]}), "kd-losses.md", registry
+        )
+    for name in registry.names("kd_loss"):
+        assert f"`{name}`" in text
+
+
 def test_every_kind_has_its_page_of_how_to_write_a_plugin() -> None:
     pages = {page.stem for page in (DOCS / "how-to" / "plugins").glob("*.md")}
 

@@ -97,6 +97,8 @@ def trained_total(assembly, position=0):
         one_stage(),
         one_stage(distillation=RICH),
         one_stage(distillation={"kd_loss_type": "ce", "probability_shift": True}, unlabelled=[]),
+        one_stage(distillation={"kd_loss_type": ["kl", {"loss": "jsd", "weight": 0.5}], "kd_loss_weight": 2}),
+        one_stage(distillation={"kd_loss_type": ["kl", "mse"], "teacher_correction": "drop"}, unlabelled=[]),
         one_stage(strategy={"name": "emd", "weight": 2, "attention_weight": 0.5}, distillation=RICH),
         document(models=models(), stages=[supervised()]),
         document(
@@ -110,7 +112,7 @@ def trained_total(assembly, position=0):
             ],
         ),
     ],
-    ids=["plain", "rich", "shifted", "emd", "supervised", "multi_teacher"],
+    ids=["plain", "rich", "shifted", "several", "dropped", "emd", "supervised", "multi_teacher"],
 )
 def test_the_total_of_the_terms_is_the_engines(config, assembled):
     if "emd" in json.dumps(config):
@@ -181,6 +183,55 @@ def test_a_term_tells_weights_shapes_projection_and_origins(assembled):
     assert pairs.projection.group == {"lr": 1}
     assert len(pairs.reads[0].shapes) == 2
     assert all(term.trained for term in (kd, hidden, pairs, labels))
+
+
+SEVERAL = {
+    "temperature": 2,
+    "kd_loss_weight": 0.7,
+    "kd_loss_weight_scheduler": "linear_growth",
+    "kd_loss_type": [
+        "kl",
+        {"loss": {"name": "jsd", "beta": 0.1}, "weight": 0.5, "weight_scheduler": "linear_decay"},
+        {"loss": "kl", "weight": 0},
+    ],
+    "teacher_correction": {"name": "mft", "threshold": 0.1},
+}
+
+
+def test_each_of_several_losses_between_logits_is_told_with_its_weights_and_the_corrected_teacher(assembled):
+    (stage,) = explain(assembled(one_stage(distillation=SEVERAL, unlabelled=[])))
+    (task,) = stage.tasks
+    taught = "mft(teacher.logits, student.labels; threshold = 0.1)"
+    assert task.formula[:2] == (
+        f"0.7 * linear_growth(progress) * kl(student.logits, {taught}; T = 2)",
+        f"0.7 * 0.5 * linear_decay(progress) * linear_growth(progress) * jsd(student.logits, {taught}; T = 2, beta = 0.1)",
+    )
+    kl, jsd = task.terms[:2]
+    assert (kl.name, jsd.name) == ("kd_loss_kl", "kd_loss_jsd")
+    progress = [step / stage.at[-1] for step in stage.at]
+    assert kl.weights == pytest.approx([0.7 * p for p in progress])
+    assert jsd.weights == pytest.approx([0.35 * p * (1 - p) for p in progress])
+    assert [(used.role, used.name) for used in jsd.used] == [
+        ("loss", "jsd"),
+        ("schedule", "linear_decay"),
+        ("schedule", "linear_growth"),
+    ]
+    assert [read.name for read in jsd.reads] == ["student.logits", "teacher.logits"]
+    assert task.left_out["kd_loss_kl#2"] == "its weight is 0"
+
+
+@pytest.mark.parametrize(
+    ("correction", "taught"),
+    [
+        ("swap", "probability_shift(teacher.logits, student.labels)"),
+        ("mix", "mix(teacher.logits, student.labels; w = 0.5)"),
+        ("drop", "drop(teacher.logits, student.labels)"),
+    ],
+)
+def test_what_labels_do_to_a_teacher_is_told(correction, taught, assembled):
+    config = one_stage(distillation={"kd_loss_type": "kl", "teacher_correction": correction}, unlabelled=[])
+    (stage,) = explain(assembled(config))
+    assert stage.tasks[0].formula[0] == f"1 * kl(student.logits, {taught}; T = 4)"
 
 
 def test_terms_of_a_strategys_own_are_told_with_their_weights(assembled):

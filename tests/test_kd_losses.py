@@ -184,8 +184,23 @@ def test_a_temperature_of_other_positions_is_refused(loss: Callable[..., Tensor]
 @pytest.mark.parametrize(("name", "t_squared"), [("ce", False), ("kl", True), ("mse", False)])
 def test_every_kd_loss_is_a_mean_over_logits_with_the_option_t_squared(name: str, t_squared: bool) -> None:
     found = Component(KINDS["kd_loss"], name, brewer_kd_losses()[name])
-    assert (found.facts.over, found.check({})) == ("logits", {"t_squared": t_squared})
+    assert (found.facts.over, found.check({})) == ("logits", {"t_squared": t_squared, "standardise": False})
 
 
 def test_the_hook_gives_exactly_these() -> None:
-    assert set(brewer_kd_losses()) == {"ce", "kl", "mse"}
+    assert list(brewer_kd_losses()) == [
+        "adaptive_kl",
+        "ce",
+        "dist",
+        "dkd",
+        "jsd",
+        "kl",
+        "mse",
+        "regression_mse",
+        "reverse_kl",
+        "sigmoid",
+        "skew_kl",
+        "skew_reverse_kl",
+        "top_k_kl",
+        "tvd",
+    ]

@@ -313,7 +313,7 @@ def test_installed_entry_points_equal_those_in_pyproject(
 def test_every_module_of_the_built_ins_that_has_hooks_is_an_entry_point(project: dict[str, object]) -> None:
     targets = set(project["entry-points"]["brewer"].values())  # type: ignore[index]
     with_hooks = {
-        f"brewer_builtins.{file.stem}"
+        ".".join(file.relative_to(BUILTINS.parent).with_suffix("").parts).removesuffix(".__init__")
         for file in sources(BUILTINS)
         if any(isinstance(node, ast.FunctionDef) and node.name.startswith("brewer_") for node in tree_of(file).body)
     }

@@ -523,7 +523,7 @@ def test_a_training_on_sparse_logits_of_all_classes_is_that_on_all_logits() -> N
 
 MSE = (
     "kd_loss_type: `mse` needs all of the teacher's logits, and the cache keeps 2 of 9 of them (top_k); "
-    "use ce or kl, or keep them dense"
+    "use ce, kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, tvd or top_k_kl, or keep them dense"
 )
 FLSW = (
     "temperature_scheduler: `flsw` needs all of the teacher's logits, and the cache keeps 2 of 9 of them (top_k); "
@@ -589,7 +589,7 @@ def test_a_loss_that_declares_nothing_is_refused_when_it_is_called_too() -> None
         objective(kd_loss_type=mine).kd_terms(student, sparse(SparseLogits.top_k(random(B, V), 2)), START)
     assert str(error.value) == (
         "DistillationConfig: kd_loss_type: `mine` needs all of the teacher's logits, and the cache keeps 2 of 9 of them (top_k); "
-        "use ce or kl, or keep them dense"
+        "use ce, kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, tvd or top_k_kl, or keep them dense"
     )
 
 

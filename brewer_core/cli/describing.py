@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,8 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 _SIZES = {"Length": "characters", "Items": "items", "Properties": "keys"}
 _AVERAGED = ("kd_loss", "match_loss")
 _SPARSE = {True: "some of the teacher's logits are enough", False: "no, all of the teacher's logits are needed"}
+_BEGINS = re.compile(r" |(Formula|Cost|Source): |(Returns|Raises) |[a-z_]+(, [a-z_]+)*: ")
+"""What a line of a docstring begins with that is no part of the line before."""
 _LINE = 70  # of JSON, beside its indent
 _WIDE = 100  # where nobody's terminal sets the width
 
@@ -64,7 +67,7 @@ def description(component: Component) -> dict[str, Any]:
         "text": component.text,
         "source": facts.source,
         "over": over,
-        "sparse": facts.sparse if "teacher_logits" in component.kind.positional else None,
+        "sparse": bool(facts.sparse) if "teacher_logits" in component.kind.positional else None,
         "inputs": _inputs(component),
         "options": _options(component),
         "distribution": where.distribution,
@@ -213,7 +216,7 @@ def _lines(text: str) -> Iterator[str]:
     """A docstring to be wrapped anew: lines that go on from the one before are joined to it."""
     made: list[str] = []
     for line in text.splitlines():
-        goes_on = made and made[-1] and not made[-1].endswith((".", ":")) and line and not line.startswith(" ")
+        goes_on = made and made[-1] and not made[-1].endswith((".", ":")) and line and not _BEGINS.match(line)
         if goes_on:
             made[-1] = f"{made[-1]} {line}"
         else:

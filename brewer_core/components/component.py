@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
@@ -16,6 +16,9 @@ from brewer_core.components.facts import Facts, facts_of
 from brewer_core.components.kinds import KINDS, Kind
 from brewer_core.components.signature import Option, Signature, read_signature
 from brewer_core.errors import ComponentError, RequestError
+
+if TYPE_CHECKING:
+    from brewer_core.sparse_logits import Kept
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -114,9 +117,9 @@ class Component:
         """
         checked = self._checked(options or {})
         if not self.stateful:
-            return Method(self, checked, self.implementation)
+            return Method(self, checked, self.implementation, checked)
         wanted = {name: sizes.get(name) for name in self.signature.sizes}
-        return Method(self, {}, self.implementation(**wanted, **checked))
+        return Method(self, {}, self.implementation(**wanted, **checked), checked)
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -166,11 +169,30 @@ class Component:
 
 @dataclass(frozen=True)
 class Method:
-    """A component with its options set, ready to be called."""
+    """A component with its options set, ready to be called.
+
+    options: those that each call is given, none where the target is an instance that was built with them. chosen: the options in
+    either case.
+    """
 
     component: Component
     options: Mapping[str, Any]
     target: Callable[..., Any]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def against_sparse(self, kept: Kept, otherwise: str) -> str:
+        """What stands against teacher's logits of which only so many are kept, as a sentence after the component's name; "" if nothing.
+
+        otherwise: what to use in its place where it needs all of them.
+        """
+        sparse = self.component.facts.sparse
+        if callable(sparse):
+            return sparse(kept, self.chosen)
+        return (
+            ""
+            if sparse
+            else f"needs all of the teacher's logits, and the cache keeps {kept}; use {otherwise}, or keep them dense"
+        )
 
     def __call__(self, *positional: Any, **available: Any) -> Any:
         """Call it with the kind's positional inputs, and those of the available named inputs that it asks for.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from brewer_core.errors import ComponentError
 
 if TYPE_CHECKING:
     from brewer_core.features import Counts
+    from brewer_core.sparse_logits import Kept
 
 Over = Literal["rows", "tokens", "token_pairs", "logits", "batch"]
 OVER: tuple[str, ...] = ("rows", "tokens", "token_pairs", "logits", "batch")
+Sparse: TypeAlias = "bool | Callable[[Kept, Mapping[str, Any]], str]"
 ATTRIBUTE = "__brewer_component__"
 AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
 
@@ -28,7 +30,7 @@ class Facts:
     exempt: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
-    sparse: bool = False
+    sparse: Sparse = False
 
 
 def component(
@@ -40,7 +42,7 @@ def component(
     exempt: Mapping[str, str] | None = None,
     example: Mapping[str, Any] | None = None,
     claims: Sequence[str] = (),
-    sparse: bool = False,
+    sparse: Sparse = False,
 ) -> Callable[[AnyCallable], AnyCallable]:
     """Declare facts about a component and return it unchanged, but for the attribute `__brewer_component__`.
 
@@ -52,7 +54,8 @@ def component(
     exempt: properties of `brewer_core.testing` that do not apply, each with the reason, which every report shows.
     example: options to test it with; needed where an option has no default.
     claims: properties that hold only where they are claimed, `t_squared` among them.
-    sparse: whether `SparseLogits` may be its `teacher_logits`: logits of which a cache kept only some classes.
+    sparse: whether `SparseLogits` may be its `teacher_logits`: logits of which a cache kept only some classes. Or a function of what
+    is kept and of the options: what stands against it, as a sentence after the component's name, and "" where nothing does.
 
     Raises ComponentError where a fact is not one of these.
     """
@@ -62,8 +65,10 @@ def component(
         raise ComponentError(f"positional={positional!r} must be a tuple of option names.")
     if isinstance(claims, str) or not all(isinstance(claim, str) for claim in claims):
         raise ComponentError(f"claims={claims!r} must be a tuple of names of properties.")
-    if not isinstance(sparse, bool):
-        raise ComponentError(f"sparse={sparse!r} must be True or False.")
+    if not isinstance(sparse, bool) and not callable(sparse):
+        raise ComponentError(
+            f"sparse={sparse!r} must be True or False, or a function of what is kept and of the options."
+        )
     check_exempt(exempt or {})
     facts = Facts(
         over=over,

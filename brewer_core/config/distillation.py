@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, plain_number, shown
+from brewer_core.config.kd_loss import OF_KD_LOSS, KDLoss, OneOrSeveral, TeacherCorrection
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
 
@@ -106,10 +107,12 @@ class DistillationConfig(PositionalConfig):
         ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
     ] = None
     """Multiplies `hard_label_weight` over the run."""
-    kd_loss_type: Annotated[ComponentRef, OfKind("kd_loss", callables=True)] = ComponentRef("kd_loss", "ce")
-    """The loss between the logits."""
+    kd_loss_type: Annotated[Annotated[ComponentRef, OF_KD_LOSS] | tuple[KDLoss, ...], OneOrSeveral()] = ComponentRef(
+        "kd_loss", "ce"
+    )
+    """The loss between the logits; or a list of several, each a loss or `{"loss": "jsd", "weight": 0.5}`, and each a term of its own."""
     kd_loss_weight: Float = 1
-    """The factor of the loss between the logits; with 0 it is not computed."""
+    """The factor of the losses between the logits; with 0 they are not computed."""
     kd_loss_weight_scheduler: Annotated[
         ComponentRef | None, OfKind("weight_scheduler", optional=True, callables=True)
     ] = None
@@ -121,6 +124,10 @@ class DistillationConfig(PositionalConfig):
     is_caching_logits: Bool = False
     """Compute what is read of the teacher once for each row, and keep it on disk: in `output_dir`, unless the training has a cache."""
 
+    teacher_correction: TeacherCorrection | None = None
+    """How labels correct the teacher's logits before they are compared: `"mft"`, or `{"name": "mix", "weight": 0.3}`."""
+
+    _keyword_only: ClassVar[tuple[str, ...]] = ("teacher_correction",)
     _positional_defaults: ClassVar[dict[str, Any]] = {
         "temperature_scheduler": "none",
         "hard_label_weight_scheduler": "none",
@@ -132,3 +139,27 @@ class DistillationConfig(PositionalConfig):
     def matches(self) -> tuple[IntermediateMatch, ...]:
         """The intermediate matches, none where there are none."""
         return self.intermediate_matches or ()
+
+    @property
+    def kd_losses(self) -> tuple[KDLoss, ...]:
+        """The losses between the logits, one or several."""
+        given = self.kd_loss_type
+        return (KDLoss.model_construct(loss=given),) if isinstance(given, ComponentRef) else given
+
+    @property
+    def compares_logits(self) -> bool:
+        """Whether any loss between the logits ever counts: one of weight 0 is not computed."""
+        return self.kd_loss_weight != 0 and any(each.weight != 0 for each in self.kd_losses)
+
+    @property
+    def correction(self) -> TeacherCorrection | None:
+        """How labels correct the teacher, by whichever of the two fields says so; None where they do not."""
+        return TeacherCorrection(name="swap") if self.probability_shift else self.teacher_correction
+
+    @model_validator(mode="after")
+    def _check_correction(self) -> DistillationConfig:
+        if self.probability_shift and self.teacher_correction is not None:
+            raise PydanticCustomError(
+                "text", 'probability_shift is teacher_correction "swap" by its older name; give one of the two'
+            )
+        return self

@@ -53,10 +53,10 @@ class OfKind:
     expected: str = 'a name or {"name": ..., options}'
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validate by `_validate`; write the mapping form."""
+        """Validate by `validated`; write the mapping form."""
         del source, handler
         return core_schema.with_info_plain_validator_function(
-            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(dumped)
+            self.validated, serialization=core_schema.plain_serializer_function_ser_schema(dumped)
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -64,7 +64,8 @@ class OfKind:
         del schema, handler
         return {MARK: self}
 
-    def _validate(self, value: Any, info: ValidationInfo) -> ComponentRef | None:
+    def validated(self, value: Any, info: ValidationInfo) -> ComponentRef | None:
+        """The reference that a value is; None where it means absent. Its name and options are checked where the context has a registry."""
         if self.optional and (value is None or value == "none"):
             return None
         ref = self._parse(value)

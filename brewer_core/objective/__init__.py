@@ -1,7 +1,8 @@
 """The objective: every term of a run's loss, with its weight, schedule, projection and name."""
 
 from brewer_core.objective.builder import Builder, bind_ref
-from brewer_core.objective.logit_term import LogitTerm, probability_shift
+from brewer_core.objective.correction import Correction, probability_shift
+from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import MatchTerm, Source
 from brewer_core.objective.objective import KD_TERM, LABEL_TERM, Objective
 from brewer_core.objective.weight import Weight
@@ -10,6 +11,7 @@ __all__ = [
     "KD_TERM",
     "LABEL_TERM",
     "Builder",
+    "Correction",
     "LogitTerm",
     "MatchTerm",
     "Objective",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from brewer_core.components import Component, Method
 from brewer_core.config import ComponentRef, DistillationConfig, IntermediateMatch
+from brewer_core.config.kd_loss import KDLoss, misplaced_weight
 from brewer_core.errors import ConfigError, RequestError
+from brewer_core.objective.correction import MFT_THRESHOLD, MIX_WEIGHT, Correction
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
+
+KD_TERM = "kd_loss"
 
 
 class Builder:
@@ -44,11 +49,37 @@ class Builder:
         """A factor with its schedule, the field beside it."""
         return Weight(base, self.method(f"{path}_scheduler", scheduler))
 
-    def logit_term(self, config: DistillationConfig) -> LogitTerm | None:
-        """The loss between the logits."""
-        loss = self.method("kd_loss_type", config.kd_loss_type)
+    def logit_term(self, config: DistillationConfig) -> tuple[LogitTerm | None, dict[str, Weight]]:
+        """The losses between the logits, and the factor of each by the name of its term."""
+        losses = [self._kd_loss(path, each.loss) for path, each in _paths(config)]
         scheduler = self.method("temperature_scheduler", config.temperature_scheduler)
-        return LogitTerm(loss, config.temperature, scheduler, config.probability_shift) if loss else None
+        names = kd_names([loss.component.name for loss in losses if loss is not None])
+        of_all = self.weight("kd_loss_weight", config.kd_loss_weight, config.kd_loss_weight_scheduler)
+        own = [
+            None if path == "kd_loss_type" else self.weight(f"{path}.weight", each.weight, each.weight_scheduler)
+            for path, each in _paths(config)
+        ]
+        found = [loss for loss in losses if loss is not None]
+        if len(found) < len(losses):
+            return None, {}
+        term = LogitTerm(dict(zip(names, found, strict=True)), config.temperature, scheduler, _correction(config))
+        return term, {name: replace(of_all, times=times) for name, times in zip(names, own, strict=True)}
+
+    def _kd_loss(self, path: str, ref: ComponentRef) -> Method | None:
+        """The loss that a config names; a weight among its options is told apart from an option of that name."""
+        weights = [name for name in ("weight", "weight_scheduler") if name in ref.options]
+        try:
+            known = (
+                {option.name for option in self.registry.get(ref.kind, ref.name).signature.options}
+                if weights
+                else set()
+            )
+        except RequestError:  # the name is wrong, which is said below
+            known = set(weights)
+        if set(weights) <= known:
+            return self.method(path, ref)
+        self.problems.append(f"{path}: {misplaced_weight({'name': ref.name, **ref.options})}")
+        return None
 
     def match_term(self, position: int, match: IntermediateMatch) -> MatchTerm | None:
         """The match at a position of the list."""
@@ -132,6 +163,34 @@ class Builder:
             )
             return None
         return module
+
+
+def kd_names(losses: Sequence[str]) -> list[str]:
+    """Names of the terms of losses between logits: `kd_loss` of one alone, else `kd_loss_kl`, and `kd_loss_kl#2` of the next."""
+    if len(losses) == 1:
+        return [KD_TERM]
+    return [
+        f"{KD_TERM}_{loss}" + (f"#{n}" if (n := losses[: i + 1].count(loss)) > 1 else "")
+        for i, loss in enumerate(losses)
+    ]
+
+
+def _paths(config: DistillationConfig) -> Iterator[tuple[str, KDLoss]]:
+    """The losses between the logits, each with its place in the config."""
+    for i, each in enumerate(config.kd_losses):
+        yield ("kd_loss_type" if isinstance(config.kd_loss_type, ComponentRef) else f"kd_loss_type[{i}]"), each
+
+
+def _correction(config: DistillationConfig) -> Correction | None:
+    given = config.correction
+    if given is None:
+        return None
+    amounts = {
+        "mix": MIX_WEIGHT if given.weight is None else given.weight,
+        "mft": MFT_THRESHOLD if given.threshold is None else given.threshold,
+    }
+    key = "probability_shift" if config.probability_shift else "teacher_correction"
+    return Correction(given.name, amounts.get(given.name, 0.0), key)
 
 
 def _spelt(ref: ComponentRef | None) -> str:

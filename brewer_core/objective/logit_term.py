@@ -1,12 +1,13 @@
-"""The loss between the logits of student and teacher.
+"""The losses between the logits of student and teacher.
 
 Shapes: B rows, L length, V vocabulary or classes, N valid positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +16,67 @@ from brewer_core.components import Method
 from brewer_core.components.facts import Over
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
 from brewer_core.features import Counts, Features
+from brewer_core.objective.correction import Correction
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
 from brewer_core.sparse_logits import Kept, SparseLogits
 
 Logits = TypeVar("Logits", Tensor, "Tensor | SparseLogits")
 
+_TAKING = {
+    "top_k": "ce, kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, adaptive_kl, tvd or top_k_kl",
+    "sampled": "ce or kl",
+}
+"""The losses of brewer's own that take what is kept, by its kind; for errors."""
+
 
 class LogitTerm(nn.Module):
-    """The loss between the logits of student and teacher, summed over their heads.
+    """The losses between the logits of student and teacher, one or several, each summed over the heads.
 
-    temperature, scheduler: the base temperature, and what adjusts it to the logits.
-    probability_shift: exchange the teacher's largest logit with that of the true label.
+    losses: by the names of their terms. temperature, scheduler: the base temperature, and what adjusts it to the logits. correction:
+    what labels do to the teacher's logits. Positions, temperature and correction are found once for all losses.
     The teacher's logits may be SparseLogits, where `refuses_sparse` has nothing against it.
     """
 
-    def __init__(self, loss: Method, temperature: float, scheduler: Method | None, probability_shift: bool) -> None:
+    def __init__(
+        self,
+        losses: Mapping[str, Method],
+        temperature: float,
+        scheduler: Method | None = None,
+        correction: Correction | None = None,
+    ) -> None:
         super().__init__()
-        self.loss = loss
+        self.losses = dict(losses)
         self.temperature = temperature
         self.scheduler = scheduler
-        self.probability_shift = probability_shift
-        self.state = loss.target if isinstance(loss.target, nn.Module) else None
+        self.correction = correction
+        for i, loss in enumerate(self.losses.values()):
+            if isinstance(loss.target, nn.Module):
+                self.add_module(f"state_{i + 1}" if i else "state", loss.target)
 
-    @property
-    def over(self) -> Over | Callable[[Counts], float]:
-        """What its mean is over: the whole batch where the temperature depends on the batch."""
+    def over(self, name: str) -> Over | Callable[[Counts], float]:
+        """What the mean of a loss is over: the whole batch where the temperature depends on the batch."""
         depends = self.scheduler is not None and self.scheduler.component.facts.over == "batch"
-        return "batch" if depends else self.loss.component.facts.over or "rows"
+        return "batch" if depends else self.losses[name].component.facts.over or "rows"
 
-    def refuses_sparse(self, kept: Kept) -> list[str]:
-        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
-        problems, needs_all = [], f"needs all of the teacher's logits, and the cache keeps {kept}"
-        loss, scheduler = self.loss.component, self.scheduler.component if self.scheduler else None
-        if not loss.facts.sparse:
-            problems.append(f"kd_loss_type: `{loss.name}` {needs_all}; use ce or kl, or keep them dense")
-        if scheduler and not scheduler.facts.sparse:
-            problems.append(
-                f"temperature_scheduler: `{scheduler.name}` {needs_all}; use cwsm or none, or keep them dense"
-            )
-        if self.probability_shift:
-            problems.append(
-                f"probability_shift: it needs the teacher's logit of the true label, and the cache keeps {kept}, the true one "
-                "perhaps not among them; set it to false, or keep them dense"
-            )
-        if kept.kind == "sampled" and (scheduler or self.temperature != 1):
+    def refuses_sparse(self, kept: Kept, names: Collection[str] | None = None) -> list[str]:
+        """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted.
+
+        names: of the losses that are computed; all if None.
+        """
+        problems = []
+        for i, (name, loss) in enumerate(self.losses.items()):
+            against = loss.against_sparse(kept, _TAKING[kept.kind]) if names is None or name in names else ""
+            if against:
+                path = "kd_loss_type" if len(self.losses) == 1 else f"kd_loss_type[{i}]"
+                problems.append(f"{path}: `{loss.component.name}` {against}")
+        against = self.scheduler.against_sparse(kept, "cwsm or none") if self.scheduler else ""
+        if self.scheduler and against:
+            problems.append(f"temperature_scheduler: `{self.scheduler.component.name}` {against}")
+        against = self.correction.refuses_sparse(kept) if self.correction else ""
+        problems += [against] if against else []
+        if kept.kind == "sampled" and (self.scheduler or self.temperature != 1):
+            scheduler = self.scheduler.component if self.scheduler else None
             asked = f"`{scheduler.name}` may set another" if scheduler else f"it is {self.temperature:g}"
             problems.append(
                 f"temperature{'_scheduler' if scheduler else ''}: the cache keeps {kept}, drawn at a temperature of 1, and no loss "
@@ -68,8 +85,10 @@ class LogitTerm(nn.Module):
             )
         return problems
 
-    def forward(self, student: Features, teacher: Features, step: Step) -> Tensor:
-        """The unweighted loss, a scalar."""
+    def forward(
+        self, student: Features, teacher: Features, step: Step, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted losses, a scalar each, by name. names: of those to compute; all if None."""
         heads, taught = student["logits"], cast("tuple[Tensor | SparseLogits, ...]", teacher["logits"])
         if len(heads) != len(taught):
             raise AdaptorError(
@@ -77,55 +96,94 @@ class LogitTerm(nn.Module):
             )
         student_masks, teacher_masks = _masks(student, len(heads)), _masks(teacher, len(heads))
         labels = student.get("labels", ())
-        losses = [
-            self._head(head, teach, mask, teacher_mask, labels[i] if i < len(labels) else None, step)
+        wanted = {name: loss for name, loss in self.losses.items() if names is None or name in names}
+        of_heads = [
+            self._head(wanted, head, teach, mask, teacher_mask, labels[i] if i < len(labels) else None, step)
             for i, (head, teach, mask, teacher_mask) in enumerate(
                 zip(heads, taught, student_masks, teacher_masks, strict=True)
             )
         ]
-        return sum(losses[1:], losses[0])
+        return {name: sum((each[name] for each in of_heads[1:]), of_heads[0][name]) for name in wanted}
 
     def _head(
         self,
+        losses: Mapping[str, Method],
         student: Tensor,
         teacher: Tensor | SparseLogits,
         mask: Tensor | None,
         teacher_mask: Tensor | None,
         labels: Tensor | None,
         step: Step,
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         if isinstance(teacher, SparseLogits):
-            self._check_sparse(teacher.kept)
+            self._check_sparse(teacher.kept, losses)
         shared = teacher_mask is mask
         mask, teacher_mask = _positions(mask, student, "student"), _positions(teacher_mask, teacher, "teacher")
         labels = _by_position(labels, student)
-        if self.probability_shift:
-            _check_labels(labels, student)
+        if self.correction is not None:
+            self.correction.check(labels, student)
         own, taught = _select(student, mask), _select(teacher, teacher_mask)
         if own.shape[0] != taught.shape[0]:
             raise ShapeError(
                 f"student logits {tuple(student.shape)} have {own.shape[0]} valid positions and teacher logits "
                 f"{tuple(teacher.shape)} {taught.shape[0]}; logits and logits_mask must agree."
             )
-        valid_labels = _select_labels(labels, student, mask)
-        taught = self._shifted(taught, valid_labels)
-        temperature = self._temperature(own, taught, step)
-        if "mask" not in self.loss.component.signature.inputs or student.dim() != 3:
-            return self._scalar(self.loss(own, taught, temperature, labels=valid_labels, progress=step.progress))
-        whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
-        spread = _spread(temperature, whole, self.temperature)
-        aligned = self._shifted(teacher, labels) if shared else _in_places(taught, whole)
-        return self._scalar(self.loss(student, aligned, spread, mask=whole, labels=labels, progress=step.progress))
+        valid = self._corrected(_Positions(own, taught, _select_labels(labels, student, mask)), step)
+        whole: _Positions | None = None
+        found = {}
+        for name, loss in losses.items():
+            given, more = valid, {}
+            if "mask" in loss.component.signature.inputs and student.dim() == 3:
+                whole = whole or self._in_places(valid, student, teacher if shared else None, mask, labels)
+                given, more = whole, {"mask": whole.mask}
+            value = loss(
+                given.student, given.teacher, given.temperature, labels=given.labels, progress=step.progress, **more
+            )
+            scalar = scalar_loss(value, f"kd loss `{loss.component.name}`")
+            found[name] = scalar if valid.share is None else scalar * valid.share
+        return found
 
-    def _check_sparse(self, kept: Kept) -> None:
-        problems = self.refuses_sparse(kept)
+    def _corrected(self, valid: _Positions, step: Step) -> _Positions:
+        """The valid positions with the teacher corrected, those that the correction drops left out, and the temperature found."""
+        student, teacher, labels = valid.student, valid.teacher, valid.labels
+        kept = share = None
+        if self.correction is not None and labels is not None:
+            teacher = self.correction.of_logits(teacher, labels)
+            kept = self.correction.kept_positions(teacher, labels)
+            if kept is not None:
+                # a position that is left out has a loss of 0: the mean stays one over all of them, however a batch is split
+                share = kept.float().mean() if kept.numel() else kept.new_ones((), dtype=torch.float32)
+                student, teacher, labels = student[kept], teacher[kept], labels[kept]
+        temperature = self._temperature(student, teacher, step)
+        if self.correction is not None and labels is not None:
+            teacher = self.correction.of_softened(teacher, labels, temperature)
+        return _Positions(student, teacher, labels, temperature, kept=kept, share=share)
+
+    def _in_places(
+        self,
+        valid: _Positions,
+        student: Tensor,
+        teacher: Tensor | SparseLogits | None,
+        mask: Tensor | None,
+        labels: Tensor | None,
+    ) -> _Positions:
+        """[B, L, V]: all positions, for a loss that names `mask`. teacher: its own, where it has the student's mask."""
+        whole = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
+        if valid.kept is not None:
+            whole = whole.masked_scatter(whole, valid.kept)
+        if teacher is None or (self.correction is not None and self.correction.softened):
+            aligned = _in_places(valid.teacher, whole)
+        elif self.correction is not None and labels is not None:
+            aligned = self.correction.of_logits(teacher, labels)
+        else:
+            aligned = teacher
+        spread = _spread(valid.temperature, whole, self.temperature)
+        return _Positions(student, aligned, labels, spread, mask=whole)
+
+    def _check_sparse(self, kept: Kept, names: Collection[str]) -> None:
+        problems = self.refuses_sparse(kept, names)
         if problems:
             raise ConfigError(problems, "DistillationConfig")
-
-    def _shifted(self, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor | SparseLogits:
-        if isinstance(teacher, SparseLogits) or not self.probability_shift or labels is None:
-            return teacher
-        return probability_shift(teacher, labels)
 
     def _temperature(self, student: Tensor, teacher: Tensor | SparseLogits, step: Step) -> float | Tensor:
         if self.scheduler is None:
@@ -133,21 +191,21 @@ class LogitTerm(nn.Module):
         scheduled = self.scheduler(student.detach(), teacher.detach(), self.temperature, progress=step.progress)
         return scheduled.detach() if isinstance(scheduled, Tensor) else float(scheduled)
 
-    def _scalar(self, loss: Any) -> Tensor:
-        return scalar_loss(loss, f"kd loss `{self.loss.component.name}`")
 
+@dataclass(frozen=True, eq=False)
+class _Positions:
+    """What a loss is given: positions in one list, [N, V], or whole with their mask.
 
-def probability_shift(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits with the largest exchanged for that of the true label; rows with a negative label stay.
-
-    logits: [B, C] or [B, L, V], not changed. labels: [B] or [B, L].
-    Raises ShapeError where their shapes do not belong together.
+    kept: which of the valid ones a correction did not drop, and their share of them; None where it drops none.
     """
-    _check_belong(labels, logits)
-    largest = logits.argmax(-1, keepdim=True)
-    truth = torch.where(labels < 0, largest.squeeze(-1), labels).unsqueeze(-1)
-    shifted = logits.scatter(-1, largest, logits.gather(-1, truth))
-    return shifted.scatter(-1, truth, logits.gather(-1, largest))
+
+    student: Tensor
+    teacher: Tensor | SparseLogits
+    labels: Tensor | None
+    temperature: float | Tensor = 1.0
+    mask: Tensor | None = None
+    kept: Tensor | None = None
+    share: Tensor | None = None
 
 
 def _masks(features: Features, heads: int) -> Sequence[Tensor | None]:
@@ -207,18 +265,3 @@ def _in_places(valid: Tensor | SparseLogits, mask: Tensor) -> Tensor | SparseLog
     if isinstance(valid, SparseLogits):
         return valid.in_places(mask)
     return valid.new_zeros(*mask.shape, valid.shape[-1]).masked_scatter(mask.unsqueeze(-1), valid)
-
-
-def _check_labels(labels: Tensor | None, logits: Tensor) -> None:
-    if labels is None:
-        raise AdaptorError(
-            "probability_shift needs `labels`, one for each of the logits; the student's adaptor must return them."
-        )
-    _check_belong(labels, logits)
-
-
-def _check_belong(labels: Tensor, logits: Tensor) -> None:
-    if logits.shape[:-1] != labels.shape:
-        raise ShapeError(
-            f"probability_shift: labels {tuple(labels.shape)} do not belong to logits {tuple(logits.shape)}."
-        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from brewer_core.components.facts import Over
 from brewer_core.config import DistillationConfig
 from brewer_core.features import Counts, Features
+from brewer_core.objective.builder import KD_TERM as KD_TERM
 from brewer_core.objective.builder import Builder
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import MatchTerm
@@ -20,7 +21,6 @@ from brewer_core.protocols import ModelInfo, Needs, Step
 from brewer_core.registry import Registry
 from brewer_core.sparse_logits import Kept
 
-KD_TERM = "kd_loss"
 LABEL_TERM = "hard_label_loss"
 UNKNOWN_STUDENT = ModelInfo("student")
 UNKNOWN_TEACHERS = MappingProxyType({"teacher": ModelInfo("teacher")})
@@ -29,7 +29,7 @@ UNKNOWN_TEACHERS = MappingProxyType({"teacher": ModelInfo("teacher")})
 class Objective(nn.Module):
     """All terms of a run. What it trains (projections, stateful losses) are its submodules.
 
-    kd: the loss between the logits, or None. matches: the losses between intermediate features. weights: the factor
+    kd: the losses between the logits, or None. matches: the losses between intermediate features. weights: the factor
     of each term by name; a term without one has the factor 1.
     """
 
@@ -58,10 +58,10 @@ class Objective(nn.Module):
         Raises ConfigError with every name, option or width that is wrong.
         """
         build = Builder(registry, student, teachers)
-        kd = build.logit_term(config)
+        kd, kd_weights = build.logit_term(config)
         matches = [build.match_term(i, match) for i, match in enumerate(config.matches)]
         weights = {
-            KD_TERM: build.weight("kd_loss_weight", config.kd_loss_weight, config.kd_loss_weight_scheduler),
+            **kd_weights,
             LABEL_TERM: build.weight("hard_label_weight", config.hard_label_weight, config.hard_label_weight_scheduler),
         }
         further = list(extra(build))
@@ -75,7 +75,7 @@ class Objective(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """The configured temperature of the loss between the logits; 1 where there is no such loss."""
+        """The configured temperature of the losses between the logits; 1 where there is no such loss."""
         return self.kd.temperature if self.kd else 1.0
 
     @property
@@ -102,7 +102,16 @@ class Objective(nn.Module):
     @property
     def _compares_logits(self) -> bool:
         """Whether a loss between the logits ever counts: one of weight 0 is not computed."""
-        return self.kd is not None and (KD_TERM not in self._weights or self._weights[KD_TERM].base != 0)
+        return bool(self._counted_kd)
+
+    @property
+    def kd_names(self) -> tuple[str, ...]:
+        """The names of the terms of losses between the logits, in the order of the config."""
+        return tuple(self.kd.losses) if self.kd else ()
+
+    @property
+    def _counted_kd(self) -> list[str]:
+        return [name for name in self.kd_names if name not in self._weights or not self._weights[name].never_counts]
 
     def weights(self, step: Step) -> dict[str, float]:
         """The factor of every term at a step."""
@@ -112,8 +121,8 @@ class Objective(nn.Module):
         """What the mean of a term is over; `labels` for the student's own losses, `rows` where nothing is declared."""
         if term == LABEL_TERM:
             return "labels"
-        if term == KD_TERM and self.kd is not None:
-            return self.kd.over
+        if self.kd is not None and term in self.kd.losses:
+            return self.kd.over(term)
         for name, match in self.matches.items():
             if name == term and isinstance(match, MatchTerm):
                 return match.over
@@ -131,18 +140,18 @@ class Objective(nn.Module):
 
     def refuses_sparse(self, kept: Kept) -> list[str]:
         """What stands against teachers' logits of which only some are kept, a sentence each; none where they are accepted."""
-        return self.kd.refuses_sparse(kept) if self.kd else []
+        return self.kd.refuses_sparse(kept, self._counted_kd or None) if self.kd else []
 
     def kd_terms(self, student: Features, teacher: Features, step: Step) -> dict[str, Tensor]:
-        """The unweighted loss between the logits, where both sides have logits; 0 where its weight is, whatever they are."""
+        """The unweighted losses between the logits, where both sides have logits; 0 where the weight is, whatever they are."""
         if self.kd is None or "logits" not in student:
             return {}
-        if not self._compares_logits:
-            # A gradient of 0 is not none: an optimizer decays the weights of a head that has it.
-            return {KD_TERM: sum((head[..., :0].sum() for head in student["logits"]), torch.zeros(()))}
-        if "logits" not in teacher:
+        counted = self._counted_kd
+        if counted and "logits" not in teacher:
             return {}
-        return {KD_TERM: self.kd(student, teacher, step)}
+        losses = self.kd(student, teacher, step, counted) if counted else {}
+        # A gradient of 0 is not none: an optimizer decays the weights of a head that has it.
+        return {name: losses[name] if name in losses else _nothing(student["logits"]) for name in self.kd_names}
 
     def match_terms(
         self, student: Features, teachers: Features | Mapping[str, Features], step: Step
@@ -180,6 +189,11 @@ class Objective(nn.Module):
 
     def _match_terms(self) -> list[MatchTerm]:
         return [match for match in self.matches.values() if isinstance(match, MatchTerm)]
+
+
+def _nothing(heads: Sequence[Tensor]) -> Tensor:
+    """0, with a gradient of 0 to each of the heads."""
+    return sum((head[..., :0].sum() for head in heads), torch.zeros(()))
 
 
 def _unique(name: str, before: Sequence[MatchTerm]) -> str:

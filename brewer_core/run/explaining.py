@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from brewer_core.config import ComponentRef, DistillStage
+from brewer_core.config.kd_loss import KDLoss
 from brewer_core.features import Features, features_read, layers_read
-from brewer_core.objective import KD_TERM, LABEL_TERM, MatchTerm, Objective, Source
+from brewer_core.objective import LABEL_TERM, MatchTerm, Objective, Source, Weight
 from brewer_core.protocols import Step, Strategy
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
@@ -22,8 +23,6 @@ from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson
 from brewer_core.run.planning import first_batches, located, plan, stage_lesson, try_batch
 from brewer_core.run.tasks import named_teachers, trained_model
 from brewer_core.teachers import evaluating
-
-_SCHEDULES = {KD_TERM: "kd_loss_weight_scheduler", LABEL_TERM: "hard_label_weight_scheduler"}
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ class _Stage:
     ) -> ExplainedTerm:
         make = self._other
         if name in heard.read:
-            make = self._kd if name == KD_TERM else self._match
+            make = self._kd if name in self.objective.kd_names else self._match
         elif name == LABEL_TERM and watching.student.get("losses"):
             make = self._labels
         parts = make(name, heard, watching)
@@ -247,22 +246,37 @@ class _Stage:
         factor = self.objective.factors.get(name)
         if factor is None or name in self.strategy.weights(Step(0, self.at[-1])):  # the strategy has the last word
             return (number(weights[0]) if len(set(weights)) == 1 else "weight(step)"), ()
-        ref = getattr(self._distillation(), _SCHEDULES.get(name, ""), None)
-        if ref is None:
-            return number(factor.base), ()
-        used = self._used("schedule", ref)
-        return f"{number(factor.base)} * {used.call('progress')}", (used,)
+        used = tuple(self._used("schedule", ref) for ref in self._schedules(name))
+        # the schedule of a term's own weight is told before that of the weight of all losses between logits
+        first, *own = _factors(factor)
+        bases = [number(first.base), *(number(each.base) for each in own if each.base != 1)]
+        return " * ".join([*bases, *(each.call("progress") for each in used)]), used
+
+    def _schedules(self, name: str) -> list[ComponentRef]:
+        """The schedules of a term's weight."""
+        config = self._distillation()
+        if config is None:
+            return []
+        found = [config.hard_label_weight_scheduler] if name == LABEL_TERM else []
+        if name in self.objective.kd_names:
+            found = [self._kd_config(name).weight_scheduler, config.kd_loss_weight_scheduler]
+        return [ref for ref in found if ref is not None]
+
+    def _kd_config(self, name: str) -> KDLoss:
+        """What the config says of a loss between logits."""
+        losses: tuple[KDLoss, ...] = self._distillation().kd_losses
+        return losses[self.objective.kd_names.index(name)]
 
     def _kd(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
         config, (student, teacher) = self._distillation(), heard.read[name]
-        used = [self._used("loss", config.kd_loss_type)]
+        used = [self._used("loss", self._kd_config(name).loss)]
         temperature = number(config.temperature)
         if config.temperature_scheduler is not None:
             used.append(self._used("temperature scheduler", config.temperature_scheduler))
             temperature = used[-1].call(temperature)
         taught = self._taught(teacher, watching)
-        if config.probability_shift:
-            taught = f"probability_shift({taught}, {self.own}.labels)"
+        if self.objective.kd is not None and self.objective.kd.correction is not None:
+            taught = self.objective.kd.correction.call(taught, f"{self.own}.labels")
         reads = [_read(self.own, student, "logits"), *(_read(n, f, "logits") for n, f in _giving(watching.teachers))]
         return {
             "expression": used[0].call(f"{self.own}.logits", taught, T=temperature),
@@ -350,15 +364,17 @@ class _Heard:
         self.read: dict[str, tuple[Features, Features]] = {}
         self.widths: dict[str, tuple[int, int]] = {}
         self.matches = {name: match for name, match in objective.matches.items() if isinstance(match, MatchTerm)}
-        for name, term in {**({KD_TERM: objective.kd} if objective.kd else {}), **self.matches}.items():
+        if objective.kd is not None:
+            stack.callback(objective.kd.register_forward_pre_hook(self._reading(*objective.kd_names)).remove)
+        for name, term in self.matches.items():
             stack.callback(term.register_forward_pre_hook(self._reading(name)).remove)
         for name, match in self.matches.items():
             if match.projection is not None:
                 stack.callback(match.projection.register_forward_hook(self._projecting(name)).remove)
 
-    def _reading(self, name: str) -> Any:
+    def _reading(self, *names: str) -> Any:
         def heard(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            self.read[name] = arguments[:2]
+            self.read.update(dict.fromkeys(names, arguments[:2]))
 
         return heard
 
@@ -376,6 +392,11 @@ def used(registry: Registry, role: str, ref: ComponentRef) -> Used:
     defaults = {option.name: option.default for option in component.signature.options}
     changed = {name: value for name, value in options.items() if value != defaults[name]}
     return Used(role, ref.name, options, str(component.provenance), changed)
+
+
+def _factors(weight: Weight) -> list[Weight]:
+    """The factors of which a weight is the product."""
+    return [weight] if weight.times is None else [weight, *_factors(weight.times)]
 
 
 def number(value: float) -> str:

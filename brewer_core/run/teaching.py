@@ -120,7 +120,7 @@ def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[st
     own = strategy.needs(Objective(None))
     logits = frozenset({"logits"})
     of_all = {match.feature for match in config.matches if match.teacher is None}
-    of_all |= logits if config.kd_loss_weight else frozenset()
+    of_all |= logits if config.compares_logits else frozenset()
     by_teacher = {
         name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
         for i, name in enumerate(teachers)

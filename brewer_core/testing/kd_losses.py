@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -110,8 +111,43 @@ class KDLossConformance(LossConformance):
             f"at {HOT:g}; multiply by the temperature's square",
         )
 
+    def test_standardise(self) -> None:
+        """Where it claims so, its option `standardise` makes it blind to scale and shift of either side; constant logits do no harm."""
+        if "standardise" not in self.claimed:
+            does_not_apply('it does not claim it: @component(claims=("standardise",)) does')
+        given = self.inputs()
+        method = self.subject.bind({**self.chosen, "standardise": True})
+        moved = replace(given, student=3 * given.student + 5, teacher=given.teacher / 2 - 4)
+        value, expected = (self.called(method, each).detach() for each in (moved, given))
+        require(
+            close(value, expected),
+            f"is {float(value):.6g} for standardised logits that were scaled and shifted, and {float(expected):.6g} before",
+        )
+        constant = torch.full_like(given.student, 0.1)
+        for student, teacher in ((constant, given.teacher), (given.student, constant), (constant, constant)):
+            found = self.answer(replace(given, student=student, teacher=teacher), method=method)
+            require(
+                finite(found.value, *found.student), "or its gradient is not finite for constant logits, standardised"
+            )
+
+    def test_vocabulary_padding(self) -> None:
+        """Where it claims so, classes that both sides rule out with -inf change neither the loss nor its gradient."""
+        if "vocabulary_padding" not in self.claimed:
+            does_not_apply('it does not claim it: @component(claims=("vocabulary_padding",)) does')
+        given = self.inputs()
+        padded = replace(given, student=_with_ruled_out(given.student), teacher=_with_ruled_out(given.teacher))
+        narrow, wide = self.answer(given), self.answer(padded)
+        require(
+            close(narrow.value, wide.value),
+            f"is {float(wide.value):.6g} with classes that both sides rule out, and {float(narrow.value):.6g} without",
+        )
+        require(
+            close(narrow.student[0], wide.student[0][..., :CLASSES]) and not bool(wide.student[0][..., CLASSES:].any()),
+            "has another gradient with classes that both sides rule out",
+        )
+
     def test_sparse_teacher(self) -> None:
-        """Where it declares `sparse=True`, SparseLogits of all classes give what the tensor gives, and those of some a finite loss."""
+        """Where it declares `sparse`, SparseLogits of all classes give what the tensor gives, and those of some a finite loss."""
         if not self.subject.facts.sparse:
             does_not_apply("it needs all of the teacher's logits: it does not declare @component(sparse=True)")
         given = self.inputs()
@@ -134,8 +170,14 @@ class KDLossConformance(LossConformance):
     def _require_finite_sparse(self, given: LossInputs, sparse: SparseLogits, temperature: float) -> None:
         try:
             found = self._with_gradient(given, sparse, temperature)
-        except RequestError:  # it may take one kind alone, where it says so
+        except (
+            RequestError
+        ):  # it may take one kind alone, or no fewer classes than an option asks for, where it says so
             return
+        require(
+            not self.bound().against_sparse(sparse.kept, ""),
+            f"takes logits of which {sparse.kept} are kept, and declares that it refuses them",
+        )
         require(finite(*found), f"or its gradient is not finite where the teacher keeps {sparse.kept}")
 
     def _with_gradient(self, given: LossInputs, teacher: Any, temperature: float) -> tuple[Tensor, Tensor]:
@@ -168,6 +210,11 @@ class KDLossConformance(LossConformance):
         _, gradient = self._with_gradient(given, given.teacher, temperature)
         # scaled up: `close` takes gradients of a hundredth for those of rounding
         return gradient * 1e3
+
+
+def _with_ruled_out(logits: Tensor) -> Tensor:
+    """The logits with two more classes of -inf."""
+    return torch.nn.functional.pad(logits, (0, 2), value=-math.inf)
 
 
 def _selected(tensor: Tensor, mask: Tensor) -> Tensor:
