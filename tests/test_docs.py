@@ -34,6 +34,7 @@ PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.rglob("*.md"))
 HOOKS = DOCS / "reference" / "hooks"
 GENERATOR = DOCS / "reference" / "generate.py"
 HOOKIMPL = "@hookimpl"
+REPOSITORY = ("brewer-core", "brewer-loss-pkd", "brewer-strategy-emd")
 
 EXAMPLES = [
     ROOT / "README.md",
@@ -106,6 +107,21 @@ def test_every_hook_has_its_page_and_its_row_in_the_index() -> None:
 
     assert re.findall(r"^\| \[(\w+)\]\(\1\.md\)", text(HOOKS / "index.md"), re.MULTILINE) == hooks
     assert sorted(page.stem for page in HOOKS.glob("*.md")) == sorted([*hooks, "index"])
+
+
+@pytest.mark.parametrize("kind", ["kd_loss", "match_loss"])
+def test_the_table_of_losses_has_a_row_for_each_with_nothing_left_out(kind: str) -> None:
+    told, losses = generator(), generator().losses_of(kind)
+    ours = {
+        c.name for c in build_registry().components() if c.kind.name == kind and c.provenance.distribution in REPOSITORY
+    }
+    page = text(DOCS / "reference" / "losses.md")
+
+    assert [loss.name for loss in losses] == sorted(ours)
+    for loss in losses:
+        lacking = [name for name, statement in told.told_of(loss).items() if not statement]
+        assert [name for name in lacking if name != "student" or kind == "match_loss"] == [], loss.name
+        assert page.count(f"| **`{loss.name}`** ") == 1
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))

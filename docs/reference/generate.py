@@ -65,14 +65,17 @@ LOSSES_HEAD = """# Losses
 Every loss of this repository: what it computes, what it reads, what it is the mean over, and what it costs beside the models.
 `brewer describe kd-loss NAME` and `brewer describe match-loss NAME` tell all of one, with the options and how to write it in a config.
 
-Letters: p the teacher's distribution, q the student's, z logits, T the temperature; B rows, L tokens, N valid positions, V vocabulary or
-classes, K kept classes, H heads, D width. A loss is in float32, and padding has no part in it.
+Letters: p the teacher's distribution at the temperature T, softmax(teacher / T), q the student's; S and T as indices student and
+teacher; B rows, L tokens, N valid positions, V vocabulary or classes, C candidates, H heads, D width. Losses are computed in float32, or in
+float64 where that is given, and padding has no part in them.
 """
 
 LOSS_KINDS = {
     "kd_loss": "Between logits",
     "match_loss": "Between features",
 }
+DEFINED = re.compile(r",? *(with )?p = softmax\(teacher / T\) and q = softmax\(student / T\)")
+"""What the head of the page defines for all of them."""
 SECTION = re.compile(r"^(Formula|Cost|Source): |^(Returns|Raises) |^[a-z_]+(, [a-z_]+)*: ")
 """The lines of a docstring with which something new begins."""
 
@@ -284,6 +287,7 @@ def told_of(loss: Component) -> dict[str, str]:
         if current in told:
             told[current] = f"{told[current]} {line}".strip()
     told["Returns"] = re.sub(r"^Returns (a scalar)?,? ?", "", told["Returns"])
+    told["Formula"] = DEFINED.sub("", told["Formula"]).rstrip(".;, ")
     return {name: text if name == "Formula" else _first_sentence(text) for name, text in told.items()}
 
 
@@ -292,7 +296,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _reads(loss: Component, told: Mapping[str, str]) -> str:
-    main = "logits of both" if loss.kind.name == "kd_loss" else told["student"]
+    main = "logits [N, V] or [B, L, V]" if loss.kind.name == "kd_loss" else told["student"]
     return ", ".join([main, *(f"`{name}`" for name in loss.signature.inputs if name in ("labels", "mask"))])
 
 

@@ -50,6 +50,7 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over heads and pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where H or L differs.
+    Cost: O(B H L²).
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 7. As in TextBrewer every score of at most -0.001 counts as 0
     where no mask is given, whether it stands for padding or not: give a mask where scores may be negative.
     """
@@ -65,6 +66,7 @@ def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where L differs.
+    Cost: O(B H L²).
     Source: TextBrewer, arXiv:2002.12620. As there every sum of at most -0.001 counts as 0 where no mask is given, whether it
     stands for padding or not: give a mask where scores may be negative.
     """
@@ -85,6 +87,7 @@ def attention_ce(
     probabilities. The mean is over heads and valid queries, the cross-entropy over valid keys.
     Returns a scalar, the teacher's mean entropy where the distributions agree; 0 where no token is valid.
     Raises ShapeError where H or L differs.
+    Cost: O(B H L²).
     Source: TextBrewer, arXiv:2002.12620. As there the softmax is over all keys, so finite scores at padding take
     probability from the others: hand in scores to which the padding mask was added. Where no mask is given, keys whose
     teacher score is at most -0.001 are left out, whether they are padding or not.
@@ -104,6 +107,7 @@ def attention_ce_mean(
     `normalized` probabilities. The mean is over valid queries, the cross-entropy over valid keys.
     Returns a scalar, the entropy of the teacher's mean where the distributions agree; 0 where no token is valid.
     Raises ShapeError where L differs.
+    Cost: O(B H L²).
     Source: TextBrewer, arXiv:2002.12620, with the same treatment of padding as `attention_ce`.
     """
     check_single(student, teacher)
@@ -122,6 +126,7 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     be seen (padding, or a later token), so it counts as 0 on its side, with no gradient, and stays in the count of pairs.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where H or L differs.
+    Cost: O(B H L²).
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 7, and -100 as in its authors' code, which has no other mask: there
     pairs of padding stay in the count. `attention_mse` takes every score below 0 for padding where it gets no mask.
     """

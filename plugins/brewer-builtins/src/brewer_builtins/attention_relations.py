@@ -55,6 +55,7 @@ def minilm(
     its sum over them, which is 1 already where the model saw the mask.
     Returns a scalar, at least 0; 0 where the distributions agree, or no token is valid.
     Raises ShapeError where B, H or L differs, where D is no multiple of the heads, and for values alone without `heads`.
+    Cost: O(B L² (D + H)); a relation is [B, H, L, L].
     Source: Wang et al. 2020, arXiv:2002.10957, sections 3.1 and 3.2, of the last layer of each. A student's probability below
     1e-12 counts as 1e-12 in the logarithm. With fewer heads of values than of attention (grouped queries), say `heads`.
     """
@@ -98,6 +99,7 @@ def minilmv2(
     needed. KL is the sum over valid keys.
     Returns a scalar, at least 0; 0 where the relations agree, or no token is valid.
     Raises ShapeError where B or L differs, and where D is no multiple of the relation heads.
+    Cost: O(B L² (D + A)) for A relation heads; a relation is [B, A, L, L].
     Source: Wang et al. 2021, arXiv:2012.15828, section 3: Q-Q, K-K and V-V, each with the factor 1.
     """
     own, taught = _parts(student, "student"), _parts(teacher, "teacher")

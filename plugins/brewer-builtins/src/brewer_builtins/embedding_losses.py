@@ -61,6 +61,7 @@ def embedding_mse(
     Returns a scalar, at least 0; 0 where nothing is valid.
     Raises ShapeError where D differs (give the match a projection), for other ranks, and for prefixes wider than D;
     RequestError where weights and dimensions are not equally many.
+    Cost: O(B L D), for each prefix.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 9, for tokens; Reimers and Gurevych 2020, arXiv:2004.09813, eq. 1, for
     sentences. Of [B, D] read from a module's path, micro-batches of one step are weighed by their tokens; `pooled` is by rows.
     """
@@ -99,6 +100,7 @@ def embedding_cos(
     Returns a scalar in [0, 2], times the sum of the weights; 0 where the directions agree. An embedding of zeros adds 1.
     Raises ShapeError where B or D differs (give the match a projection for D), for other ranks, and for prefixes wider than D;
     RequestError where weights and dimensions are not equally many.
+    Cost: O(B D), for each prefix.
     Source: the cosine form of Reimers and Gurevych 2020, arXiv:2004.09813, eq. 1. For tokens one by one there is `cos`.
     """
     check_single(student, teacher)
@@ -142,6 +144,7 @@ def score_matrix_kl(
     Returns a scalar, at least 0, times the sum of the weights; 0 where the distributions agree, and where nothing can be scored.
     Raises ShapeError where B or N differs, for other ranks, and for prefixes wider than D; RequestError where weights and
     dimensions are not equally many.
+    Cost: O(B² D), for each prefix.
     Source: Lin et al. 2020, arXiv:2010.11386, with the batch's documents as candidates. Not multiplied by the temperatures. On several
     processes a row is scored against those of its own process: larger micro-batches have more candidates.
     """

@@ -35,6 +35,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     student, teacher: [B, L, D]; without a mask any shape. The mean is over valid tokens and D.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where D differs: give the match a projection.
+    Cost: O(B L D).
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 8.
     """
     check_states(student, teacher)
@@ -56,6 +57,7 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     student, teacher: [B, L, D]; without a mask any shape that ends in D. The mean is over valid tokens.
     Returns a scalar in [0, 2], 0 where the directions agree or no token is valid; a zero state adds 1.
     Raises ShapeError where D differs: give the match a projection.
+    Cost: O(B L D).
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108, section 3.
     """
     check_states(student, teacher)
@@ -80,6 +82,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     and the loss the mean over rows and D1 times D2; a row without valid tokens adds 0.
     Returns a scalar, at least 0.
     Raises ShapeError for single layers, and where a width differs: give the match a projection.
+    Cost: O(B L D1 D2).
     Source: a variant of Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR, eq. 1 and 2, with tokens for places.
     """
     check_pairs(student, teacher)
@@ -102,6 +105,7 @@ def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     state in the first layer and a token's in the second, divided by D, and the loss the mean over pairs of valid tokens.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError for single layers, for layers of a pair that differ in D, and where L differs.
+    Cost: O(B L² D).
     Source: a variant of Huang and Wang 2017, arXiv:1707.01219. Departs from textbrewer 0.2.1, which divides by L
     instead of D where a mask is given; its repository divides by D as here.
     """
@@ -139,6 +143,7 @@ def at(
     A row without valid tokens adds 0.
     Returns a scalar in [0, 2]; 0 where the maps are multiples of one another.
     Raises ShapeError where B or L differs.
+    Cost: O(B L D).
     Source: Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. 2, with tokens for places of an image. The distance is squared, as in
     their code, which divides it by the number of places too; in eq. 2 it is not squared.
     """

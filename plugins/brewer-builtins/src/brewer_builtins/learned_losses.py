@@ -40,6 +40,7 @@ class ContrastiveRepresentation(nn.Module):
     Returns a scalar, at least 0; log B where nothing can be told apart, and 0 for a single row.
     Raises ShapeError where B or a width is another than it is built for, and for other ranks; RequestError where the widths are
     not known.
+    Cost: O(B D P + B² P), P the width of the projections.
     Source: Tian et al. 2020, arXiv:1910.10699, section 3, with InfoNCE over the batch in place of NCE over a memory of the whole
     data set; τ and the width of the projections are the paper's. Rows of the same class are negatives as well. On several
     processes the negatives are the rows of one's own process.
@@ -104,6 +105,7 @@ class VariationalInformation(nn.Module):
     Returns a scalar, any number: log-likelihoods less their constant ½ log 2π; 0 where nothing is valid.
     Raises ShapeError where B, L or a width is another than it is built for, and for other ranks; RequestError where the widths are
     not known.
+    Cost: O(B L D²), with a network that is trained.
     Source: Ahn et al. 2019, arXiv:1904.05835, section 2, where the sum over D is taken in place of the mean.
     """
 

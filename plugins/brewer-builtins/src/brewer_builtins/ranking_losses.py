@@ -32,6 +32,7 @@ def margin_mse(
     [B] or [B, 1], and the negatives', [B] or [B, N]. A query without its positive or without negatives adds 0.
     Returns a scalar, at least 0; 0 where the margins agree, whatever the scores.
     Raises ShapeError where B or C differs, for fewer than two candidates, and for other ranks.
+    Cost: O(B C).
     Source: Hofstätter et al. 2020, arXiv:2010.02666, section 3, where a query has one negative; with several the mean is over them.
     """
     own, taught = _joined(student, "student"), _joined(teacher, "teacher")
@@ -63,6 +64,7 @@ def listwise_kl(
     student, teacher: scores [B, C]. A query with fewer than two candidates adds 0.
     Returns a scalar, at least 0; 0 where the distributions agree.
     Raises ShapeError where B or C differs, and for other ranks.
+    Cost: O(B C).
     Source: Lin et al. 2020, arXiv:2010.11386, with a temperature for each side, and the factor of Hinton et al. 2015,
     arXiv:1503.02531, section 2.
     """

@@ -42,6 +42,7 @@ def rkd_distance(
     student, teacher: [B, L, D] or [B, D]; they may differ in D. Huber(e) is e² / 2 up to |e| = 1 and |e| - 1/2 beyond.
     Returns a scalar, at least 0; 0 where the distances are proportional, and for fewer than two rows.
     Raises ShapeError where B differs, and for other ranks.
+    Cost: O(B² D).
     Source: Park et al. 2019, arXiv:1904.05068, section 3.2.1. Their code takes the mean over all B² pairs, those of a row with
     itself too, which makes it (B - 1) / B of this one. The distance of rows that coincide has no gradient. Memory grows with B² D.
     """
@@ -71,6 +72,7 @@ def rkd_angle(
     student, teacher: [B, L, D] or [B, D]; they may differ in D. Huber(e) is e² / 2 up to |e| = 1 and |e| - 1/2 beyond.
     Returns a scalar in [0, 1.5]; 0 where the angles agree, and for fewer than three rows.
     Raises ShapeError where B differs, and for other ranks.
+    Cost: O(B³ D).
     Source: Park et al. 2019, arXiv:1904.05068, section 3.2.2. Their code takes the mean over all B³ triples, those with a row twice
     too, which makes it (B - 1)(B - 2) / B² of this one. The cosine beside rows that coincide is 0. Memory grows with B² D and B³.
     """
@@ -107,6 +109,7 @@ def sp(
     student, teacher: [B, L, D] or [B, D]; they may differ in D. b is the number of rows with any valid token.
     Returns a scalar in [0, 4 / b]; 0 where the similarities are proportional row by row.
     Raises ShapeError where B differs, and for other ranks; with `flatten` also where L does.
+    Cost: O(B² D).
     Source: Tung and Mori 2019, arXiv:1907.09682, section 3, where a row's activations are flattened: say `flatten` for states of tokens.
     """
     if pool == "flatten":
@@ -151,8 +154,9 @@ def cka(
     Returns a scalar in [0, 1], with `debiased` in [0, 2]; 0 where the states agree up to rotation and scale, and for fewer than
     two examples, four with `debiased`; 1 where either side's examples are all alike.
     Raises ShapeError where B differs, and for other ranks; with `tokens` also where L does.
+    Cost: O(n² D), and n² numbers of memory; n = B L with `tokens`, else B.
     Source: Kornblith et al. 2019, arXiv:1905.00414, section 3. Debiased: HSIC₁ of Song et al. 2012 in its place, as in Nguyen et al.
-    2021, arXiv:2010.15327, eq. 3, within one batch. Memory grows with the square of the examples.
+    2021, arXiv:2010.15327, eq. 3, within one batch.
     """
     if pool == "tokens" and isinstance(student, Tensor) and student.dim() == 3:
         own, taught, valid = _tokens(student, teacher, mask)

@@ -25,6 +25,7 @@ def pkd(
     student, teacher: [B, L, D], or [B, D] where the first token was already taken; the mask has no effect.
     Returns a scalar in [0, 4]; 0 where the directions agree.
     Raises ShapeError where B or D differs (give the match a projection for D), and for pairs of layers.
+    Cost: O(B D).
     Source: Sun et al. 2019, arXiv:1908.09355, eq. 7, averaged over the batch.
     """
     del mask

@@ -55,6 +55,7 @@ def adaptive_kl(
     of the tail; `sampled` is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled`, or
     SparseLogits to be standardised.
+    Cost: O(N V log V), for the classes are sorted.
     Source: Wu et al. 2024, arXiv:2404.02657, AKL. The head as the authors' code has it, where the class with which it would
     exceed `head_mass` belongs to the tail. At a temperature of 1, as there, T squared makes no difference.
     """

@@ -48,6 +48,7 @@ def dist(
     uncorrelated, which is 1.
     Needs all of the teacher's logits. It is of a batch as a whole, so it depends on how a batch is cut into micro-batches.
     Raises ShapeError where student, teacher and temperature do not belong together.
+    Cost: O(N V).
     Source: Huang et al. 2022, arXiv:2205.10536, L_inter and L_intra, with T squared as in the authors' code. Nothing is added to norms:
     the code's 1e-8 draws the correlations of unlikely classes, whose probabilities are near it, to 0.
     """

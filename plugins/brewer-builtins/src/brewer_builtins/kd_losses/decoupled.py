@@ -51,6 +51,7 @@ def dkd(
     with a logit of -inf adds nothing; where it rules out all but the target, there is no divergence among the others.
     Needs all of the teacher's logits, for the target may not be among those that a cache keeps.
     Raises ShapeError where student, teacher, temperature and labels do not belong together.
+    Cost: O(N V).
     Source: Zhao et al. 2022, arXiv:2203.08679, eq. 7, with the weights of the authors' code for CIFAR-100. The classes are left
     out exactly, not by a logit that is lower by 1000.
     """

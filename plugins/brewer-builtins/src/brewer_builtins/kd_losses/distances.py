@@ -46,6 +46,7 @@ def tvd(
     is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled`, or
     SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Wen et al. 2023 (f-distill), arXiv:2307.15190, TVD, at each token, by sums over the vocabulary.
     """
     check_kept("tvd", teacher_logits, of_top_k, {"standardise": standardise})
@@ -74,6 +75,7 @@ def mse(
     Returns a scalar, the mean over positions and classes, at least 0; 0 where the logits agree or there are no positions. A class
     that both rule out with a logit of -inf has no difference.
     Raises ShapeError where student, teacher and temperature do not belong together.
+    Cost: O(N V).
     Source: Ba and Caruana 2014, arXiv:1312.6184, eq. 1, averaged over classes and softened as in TextBrewer.
     """
     check_shapes(student_logits, teacher_logits, temperature)
@@ -102,6 +104,7 @@ def regression_mse(
     temperature: has no effect, for a number is not softened: this is what tells it from `mse`.
     Returns a scalar, the mean over positions and outputs, at least 0; 0 where they agree or there are no positions.
     Raises ShapeError where student, teacher and temperature do not belong together, or where one output alone is to be standardised.
+    Cost: O(N V).
     Source: the squared error from a teacher's predictions in place of targets, as in Breiman and Shang 1996, Born again trees.
     """
     check_shapes(student_logits, teacher_logits, temperature)

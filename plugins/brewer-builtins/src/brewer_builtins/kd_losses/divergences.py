@@ -46,6 +46,7 @@ def ce(
     likely, for student and teacher alike; `sampled` needs a temperature of 1, and is then unbiased, in value and gradient.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled` at another
     temperature, or SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2. As in TextBrewer the loss is not multiplied by T squared,
     which the paper recommends: there is `t_squared` for that.
     """
@@ -86,6 +87,7 @@ def kl(
     divergence from the draws' own weights, more on average than that from the whole distribution.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled` at another
     temperature, or SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2, less the teacher's entropy, which has no gradient.
     """
     check_kept("kl", teacher_logits, unless_standardised, {"standardise": standardise})
@@ -117,6 +119,7 @@ def reverse_kl(
     Of SparseLogits: `top_k` compares the kept classes and all others as one, as `kl` does; `sampled` is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled`, or
     SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, and Agarwal et al. 2023 (GKD), arXiv:2306.13649, at each token, not
     at sequences that the student wrote. Both have a temperature of 1 here, where T squared makes no difference.
     """

@@ -67,6 +67,7 @@ def jsd(
     Of SparseLogits: `top_k` compares the kept classes and all others as one, as `kl` does; `sampled` is refused.
     Raises RequestError for beta 0 or 1 without `normalise`, where the loss is 0 for every student, for `sampled`, and for SparseLogits
     to be standardised; ShapeError where student, teacher and temperature do not belong together.
+    Cost: O(N V).
     Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1, at a temperature of 1, where T squared makes no difference. The paper
     notes that divided by beta it tends to the forward KL divergence as beta goes to 0; `normalise` makes that so at both ends.
     """
@@ -106,6 +107,7 @@ def skew_kl(
     Of SparseLogits: `top_k` compares the kept classes and all others as one, as `kl` does; `sampled` is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled`, or
     SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1, at a temperature of 1, where T squared makes no difference.
     """
     check_kept("skew_kl", teacher_logits, of_top_k, {"standardise": standardise})
@@ -138,6 +140,7 @@ def skew_reverse_kl(
     Of SparseLogits: `top_k` compares the kept classes and all others as one, as `kl` does; `sampled` is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for `sampled`, or
     SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1, at a temperature of 1, where T squared makes no difference.
     """
     check_kept("skew_reverse_kl", teacher_logits, of_top_k, {"standardise": standardise})

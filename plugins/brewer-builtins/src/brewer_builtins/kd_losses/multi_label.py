@@ -35,6 +35,7 @@ def sigmoid(
     which both are certain, with logits of -inf or inf, adds nothing.
     Needs all of the teacher's logits: what is kept of a softmax says nothing about single classes.
     Raises ShapeError where student, teacher and temperature do not belong together.
+    Cost: O(N V).
     Source: one-versus-all distillation, Yang et al. 2023, arXiv:2308.06453, with the cross-entropy itself in place
     of the divergence, which has the same gradient; T squared as in Hinton et al. 2015, arXiv:1503.02531.
     """

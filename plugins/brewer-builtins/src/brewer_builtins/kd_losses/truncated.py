@@ -72,6 +72,7 @@ def top_k_kl(
     equally likely, which they do not for a tensor. `sampled` is refused.
     Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for fewer than k kept
     classes, for `sampled`, and for SparseLogits to be standardised.
+    Cost: O(N V).
     Source: Hinton et al. 2015, arXiv:1503.02531, on the k most likely classes, as in Anshumann et al. 2025,
     arXiv:2503.16870, who show that without the tail its gradient is biased.
     """
