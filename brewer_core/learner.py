@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brewer_core.batches import call_model, side
-from brewer_core.captures import capturing
+from brewer_core.captures import Captures
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective import Objective
@@ -48,6 +48,7 @@ class Learner(nn.Module):
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
         self.needs = strategy.needs(objective)
+        self._captures: dict[str, Captures] = {}
 
     def adaptor_for(self, task: str) -> Adaptor:
         """The adaptor of a task. Raises RequestError where it has none."""
@@ -59,12 +60,19 @@ class Learner(nn.Module):
             )
         return self.adaptor[task]
 
+    def _captures_of(self, task: str) -> Captures:
+        """What is captured of the student for a task, whose adaptor may return less than that of another."""
+        known = self._captures.get(task)
+        if known is None or known.model is not self.student:
+            known = self._captures[task] = Captures(self.student, self.needs.student, "student")
+        return known
+
     def forward(self, task: str, batch: Batch, teachers: Mapping[str, Features], step: Step) -> dict[str, Tensor]:
         """The unweighted losses of a batch by term. Raises AdaptorError where there is none."""
         own = side(batch, "student")
         device = next(self.student.parameters(), torch.empty(0)).device
         with autocast(self.precision, device):
-            with capturing(self.student, self.needs.student, "student") as capture:
+            with self._captures_of(task).noting() as capture:
                 outputs = call_model(self.student, self.model_inputs(own), self.arguments)
             features = capture.added_to(Features.of(self.adaptor_for(task)(own, outputs), "the student's adaptor"))
         with full_precision(device):
