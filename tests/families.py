@@ -21,7 +21,12 @@ _BERT: Mapping[str, Any] = {
     "intermediate_size": 36,
     "max_position_embeddings": 40,
 }
-_DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 12, "type_vocab_size": 0}
+_DEBERTA = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": 12,
+    "type_vocab_size": 0,
+}
 _GROUPED: Mapping[str, Any] = {**_BERT, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 
 FAMILIES: Mapping[str, tuple[type[Any], type[Any], Mapping[str, Any]]] = {
@@ -29,7 +34,11 @@ FAMILIES: Mapping[str, tuple[type[Any], type[Any], Mapping[str, Any]]] = {
     "roberta": (transformers.RobertaForSequenceClassification, transformers.RobertaConfig, _BERT),
     "xlm-roberta": (transformers.XLMRobertaForMaskedLM, transformers.XLMRobertaConfig, _BERT),
     "camembert": (transformers.CamembertForTokenClassification, transformers.CamembertConfig, _BERT),
-    "electra": (transformers.ElectraForSequenceClassification, transformers.ElectraConfig, {**_BERT, "embedding_size": 16}),
+    "electra": (
+        transformers.ElectraForSequenceClassification,
+        transformers.ElectraConfig,
+        {**_BERT, "embedding_size": 16},
+    ),
     "deberta": (transformers.DebertaForSequenceClassification, transformers.DebertaConfig, {**_BERT, **_DEBERTA}),
     "deberta-v2": (
         transformers.DebertaV2ForSequenceClassification,

@@ -45,7 +45,8 @@ class ShortFeature:
         return self.name in IN_LAYERS
 
     def __str__(self) -> str:
-        return f"{self.name}[0..{len(self.layers) - 1}]" if self.in_layers else self.name
+        last = len(self.layers) - 1
+        return f"{self.name}[{f'0..{last}' if last else 0}]" if self.in_layers else self.name
 
 
 @dataclass(frozen=True)

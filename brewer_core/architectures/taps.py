@@ -139,6 +139,11 @@ class _HeadShare:
     bias: str | None
 
     def __call__(self, output: Tensor) -> Tensor:
-        heads = output.unflatten(-1, (self.attention.num_attention_heads, -1))
+        heads = output.view(*output.shape[:-1], self.attention.num_attention_heads, -1)
         share = heads.chunk(3, dim=-1)[self.index].flatten(-2)
-        return share if self.bias is None else share + getattr(self.attention, self.bias)
+        return share if self.bias is None else share + self._added
+
+    @property
+    def _added(self) -> Tensor:
+        bias: Tensor = getattr(self.attention, self.bias or "")
+        return bias

@@ -74,7 +74,8 @@ def running_hooks(model: nn.Module, softmaxes: bool) -> AbstractContextManager[o
 
     if not softmaxes and not getattr(config, "skip_nnmodule_hook_guards", True):
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -18,6 +18,18 @@ _ENDS: tuple[Literal["input", "output"], ...] = ("input", "output")
 NOTHING = object()
 
 
+class PathError(RequestError):
+    """A path leads nowhere, or to no tensor. name: the feature's."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[PathError], tuple[str, str]]:
+        """Pickle both, for another process."""
+        return type(self), (str(self), self.name)
+
+
 @dataclass(frozen=True)
 class PathFeature:
     """A feature that a module gives. name: with the prefix. what: its arguments as (args, kwargs), or what it returned."""
@@ -30,14 +42,14 @@ class PathFeature:
 
     @classmethod
     def of(cls, model: nn.Module, name: str, owner: str) -> PathFeature:
-        """The feature of a name. owner: whose model it is, for the errors. Raises RequestError where it leads nowhere.
+        """The feature of a name. owner: whose model it is, for the errors. Raises PathError where it leads nowhere.
 
         A path that ends in `.input` or `.output` may also be that of a module of this name, which comes first.
         """
         try:
             path = parse_path(name)
         except ValueError as error:
-            raise RequestError(f"{error}.") from error
+            raise PathError(f"{error}.", name) from error
         module = _inside(model, path.module)
         if module is not None:
             return cls(name, module, "output", path.parts, owner)
@@ -48,17 +60,18 @@ class PathFeature:
                 return cls(name, around, what, path.parts, owner)
         known = [inner for inner, _ in model.named_modules() if inner]
         shown = difflib.get_close_matches(path.module, known) or known[:12]  # a large model has hundreds
-        raise RequestError(f"the {owner} has no module {path.module!r}{did_you_mean(path.module, shown)}.")
+        raise PathError(f"the {owner} has no module {path.module!r}{did_you_mean(path.module, shown)}.", name)
 
     def tensors(self, noted: Any) -> Any:
-        """The tensor, or list of tensors, in what was noted of the module. Raises RequestError where there is none."""
+        """The tensor, or list of tensors, in what was noted of the module. Raises PathError where there is none."""
         import torch
 
         path = self.name.removeprefix(PREFIX)
         if noted is NOTHING:
-            raise RequestError(
+            raise PathError(
                 f"the {self.owner}'s module {path!r} did not run in the forward pass, so it has no {self.what} to match; name "
-                "one that does."
+                "one that does.",
+                self.name,
             )
         verb = "was given" if self.what == "input" else "returned"
         found = _arguments(self.module, noted) if self.what == "input" else noted
@@ -73,9 +86,10 @@ class PathFeature:
         tensors = [each for each in found if each is not None] if isinstance(found, (list, tuple)) else []
         if tensors and all(isinstance(tensor, torch.Tensor) for tensor in tensors):
             return tensors
-        raise RequestError(
+        raise PathError(
             f"the {self.owner}'s module {path!r} {verb} {_shown(told)}; name one tensor of it, as in "
-            f"{f'{path}[{_first_key(told)}]'!r}."
+            f"{f'{path}[{_first_key(told)}]'!r}.",
+            self.name,
         )
 
     def _part(self, path: str, verb: str, found: Any, part: str) -> Any:
@@ -85,8 +99,8 @@ class PathFeature:
                 return found.at(int(part)) if numbered else found[part]
             return found[int(part)] if numbered else found[part]
         except (KeyError, IndexError, TypeError) as error:
-            raise RequestError(
-                f"the {self.owner}'s module {path!r} {verb} {_shown(found)}, which has no part [{part}]."
+            raise PathError(
+                f"the {self.owner}'s module {path!r} {verb} {_shown(found)}, which has no part [{part}].", self.name
             ) from error
 
 

@@ -4,6 +4,7 @@ from brewer_core.objective.builder import Builder, bind_ref
 from brewer_core.objective.logit_term import LogitTerm, probability_shift
 from brewer_core.objective.match_term import MatchTerm, Source
 from brewer_core.objective.objective import KD_TERM, LABEL_TERM, Objective
+from brewer_core.objective.paths import path_problems, places_of
 from brewer_core.objective.weight import Weight
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "Source",
     "Weight",
     "bind_ref",
+    "path_problems",
+    "places_of",
     "probability_shift",
 ]
