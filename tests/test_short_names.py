@@ -236,14 +236,18 @@ def test_the_axes_say_what_is_a_length_and_of_what() -> None:
         "value": "B L D",
     }
     for name in found:
-        assert len({name for name in axes[name].split()} - set("BHLMD")) == 0
+        assert len(set(axes[name].split()) - set("BHLMD")) == 0
         assert found[name][0].dim() == len(axes[name].split())
         assert found.stated(name) == ("M" not in axes[name])
 
 
 def test_keys_of_grouped_heads_are_as_narrow_as_their_heads_are_few() -> None:
     found = captured(built("llama"), batch(), "query[0]", "key[0]", "value[0]", "attention[0]")
-    assert {name: found[name][0].shape[-1] for name in ("query", "key", "value")} == {"query": 32, "key": 16, "value": 16}
+    assert {name: found[name][0].shape[-1] for name in ("query", "key", "value")} == {
+        "query": 32,
+        "key": 16,
+        "value": 16,
+    }
     assert found["attention"][0].shape == (2, 4, LENGTH, LENGTH)
 
 
@@ -289,15 +293,13 @@ def test_scores_of_gemma_are_capped_before_the_mask_is_added() -> None:
     distance = places.T - places
     seen = (distance >= 0) & (distance < 4) & inputs["attention_mask"].bool()[:, None, None]
     seen = seen.expand(-1, 4, -1, -1)
-    torch.testing.assert_close(
-        found["scores"][0][seen], 0.05 * torch.tanh(products / 0.05)[seen], rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(found["scores"][0][seen], 0.05 * torch.tanh(products / 0.05)[seen], rtol=0, atol=1e-6)
     assert found["scores"][0][seen].abs().max() > 0.04, "the cap was never felt"
     assert (found["scores"][0][~seen] < -1e30).all()
 
 
 def test_scores_of_deberta_hold_contents_and_distances() -> None:
-    """He et al. 2021, arXiv:2006.03654, eq. 4 and 5, in a plain loop."""
+    """He et al. 2021, arXiv:2006.03654, eq. 4, in a plain loop; the place of a key's distance as transformers has it."""
     model, inputs = built("deberta-v3", position_buckets=-1, norm_rel_ebd="none"), batch()
     found = captured(model, inputs)
     attention, span = model.deberta.encoder.layer[1].attention.self, 12
@@ -310,11 +312,11 @@ def test_scores_of_deberta_hold_contents_and_distances() -> None:
             assert scores[row, head, i, j] == torch.finfo(torch.float32).min
             continue
         part = slice(head * size, (head + 1) * size)
-        towards, back = min(max(i - j + span, 0), 2 * span - 1), min(max(j - i + span, 0), 2 * span - 1)
+        place = min(max(i - j + span, 0), 2 * span - 1)
         total = (
             query[row, i, part] @ key[row, j, part]
-            + query[row, i, part] @ of_places["key"][towards, part]
-            + key[row, j, part] @ of_places["query"][back, part]
+            + query[row, i, part] @ of_places["key"][place, part]
+            + key[row, j, part] @ of_places["query"][place, part]
         )
         assert scores[row, head, i, j].item() == pytest.approx(total.item() / math.sqrt(3 * size), abs=1e-5)
 
@@ -457,7 +459,11 @@ def test_gradients_are_those_without_checkpoints(family: str, reentrant: bool) -
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         with capturing(model, names, "student") as capture:
-            logits = model(**batch(family), use_cache=False).logits if family in ("t5", "llama") else model(**batch(family)).logits
+            logits = (
+                model(**batch(family), use_cache=False).logits
+                if family in ("t5", "llama")
+                else model(**batch(family)).logits
+            )
         found = capture.added_to(Features({}))
         read = [t for name in found for t in found[name] if t is not None]
         assert len(read) == len(names)
@@ -483,7 +489,7 @@ def test_gradients_are_those_without_checkpoints(family: str, reentrant: bool) -
 
 def test_an_architecture_of_another_build_says_why_and_offers_paths() -> None:
     config = transformers.AlbertConfig(
-        vocab_size=30, embedding_size=8, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8
+        vocab_size=60, embedding_size=8, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8
     )
     model = transformers.AlbertForSequenceClassification(config)
     found = captured(model, batch(), "query[1]", "hidden[2]")

@@ -61,7 +61,8 @@ class Captures:
         whole = any(tap.what in ("scores", "attention") for _, tap in capture.taps)
         with ExitStack() as stack:
             stack.enter_context(running_hooks(self.model, whole))
-            stack.enter_context(graphs_in_checkpoints(self.model))
+            # before attention is switched, for it looks how it is computed else
+            stack.enter_context(graphs_in_checkpoints(self.model, self.anatomy.settings if whole else ()))
             if whole:
                 self._tell_of_eager_attention()
                 stack.enter_context(eager_attention(self.anatomy.settings))

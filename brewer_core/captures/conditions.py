@@ -37,29 +37,45 @@ def eager_attention(settings: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def graphs_in_checkpoints(model: nn.Module) -> Iterator[None]:
+def graphs_in_checkpoints(model: nn.Module, eager: Sequence[Any] = ()) -> Iterator[None]:
     """Layers of transformers that are computed again in the backward pass keep a graph: reentrant checkpoints have none inside.
 
-    The gradients are the same in both forms.
+    The gradients are the same in both forms. eager: the configs of models whose attention is computed as a whole in this forward
+    pass, and has to be when a layer is computed again, after the context.
     """
     import torch
-    from torch.utils.checkpoint import checkpoint
 
     changed: list[tuple[Any, Any]] = []
     for module in model.modules() if torch.is_grad_enabled() and model.training else ():
         inner = vars(module).get("_gradient_checkpointing_func")
-        if (
-            isinstance(inner, functools.partial)
-            and inner.func is checkpoint
-            and inner.keywords.get("use_reentrant", True)
-        ):
+        if inner is not None and (_is_reentrant(inner) or fused(eager)):
             changed.append((module, inner))
-            module._gradient_checkpointing_func = functools.partial(inner, use_reentrant=False)  # type: ignore[assignment]  # no tensor
+            with_graph = functools.partial(inner, use_reentrant=False) if _is_reentrant(inner) else inner
+            module._gradient_checkpointing_func = functools.partial(_checkpointed, with_graph, eager)  # type: ignore[assignment]  # no tensor
     try:
         yield
     finally:
         for module, inner in changed:
             module._gradient_checkpointing_func = inner
+
+
+def _is_reentrant(checkpoint: Any) -> bool:
+    """Whether a function is torch's checkpoint in the form that computes a layer without a graph at first."""
+    from torch.utils.checkpoint import checkpoint as of_torch
+
+    inner = checkpoint.func if isinstance(checkpoint, functools.partial) else checkpoint
+    told = checkpoint.keywords if isinstance(checkpoint, functools.partial) else {}
+    return inner is of_torch and bool(told.get("use_reentrant", True))
+
+
+def _checkpointed(checkpoint: Any, eager: Sequence[Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """A layer's checkpoint, in which attention is computed as a whole whenever the layer is computed."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with eager_attention(eager):
+            return layer(*args, **kwargs)
+
+    return checkpoint(run, *args, **kwargs)
 
 
 def running_hooks(model: nn.Module, softmaxes: bool) -> AbstractContextManager[object]:
