@@ -84,10 +84,8 @@ class Teaching:
         before = fused(settings)
         arguments = model.forward_arguments(self._read[name])
         if before and not fused(settings):
-            read = " and ".join(sorted(ATTENTION & self._read[name]))
-            self.notes.append(
-                f"attention of {name} is computed as a whole (eager, not {before}), as its {read} are read"
-            )
+            read = ", ".join(sorted(ATTENTION & self._read[name]))
+            self.notes.append(f"{name} computes attention as a whole (eager, not {before}), which {read} need")
         return arguments
 
     def _teacher(self, ref: TeacherRef, arguments: Mapping[str, Any]) -> LiveTeacher:
