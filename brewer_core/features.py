@@ -264,7 +264,8 @@ def _is_given(name: str, value: Any) -> bool:
     import torch
 
     needed = name in _AXES and name != "labels"  # labels are read by few terms, which ask for them
-    return needed or isinstance(value, Feature) or all(isinstance(part, torch.Tensor) for part in parts)
+    gaps = name in _WITH_GAPS
+    return needed or isinstance(value, Feature) or all(isinstance(p, torch.Tensor) or (gaps and p is None) for p in parts)
 
 
 def _feature(name: str, value: Any, source: str) -> Feature:

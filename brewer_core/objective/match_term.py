@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from brewer_core.components import Method
+from brewer_core.components.facts import Over
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
-from brewer_core.features import Features, names_of_layers
+from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
 
@@ -40,6 +41,11 @@ class Source:
     def names(self) -> frozenset[str]:
         """What is read, as needs name it."""
         return frozenset().union(*(names_of_layers(each.feature, each.layers) for each in self.each))
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it is known to have one entry a row, and no tokens."""
+        return all(tuple(SHORT_NAMES.get(each.feature, {}).values()) == ("B D",) for each in self.each)
 
     def __str__(self) -> str:
         return "-".join(map(str, self.layers)) if isinstance(self.layers, tuple) else str(self.layers)
@@ -74,6 +80,12 @@ class MatchTerm(nn.Module):
         self.width = width
         self.teacher = teacher
         self.state = loss.target if isinstance(loss.target, nn.Module) else None
+
+    @property
+    def over(self) -> Over | Callable[[Counts], float]:
+        """What its mean is over: what the loss declares, but rows of a feature that has no tokens."""
+        declared = self.loss.component.facts.over or "rows"
+        return "rows" if declared in ("tokens", "token_pairs") and self.sources[0].by_row else declared
 
     def answering(self, teachers: Mapping[str, Features]) -> Features | None:
         """The features of its teacher; None where that one is not among these."""

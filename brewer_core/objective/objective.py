@@ -116,7 +116,7 @@ class Objective(nn.Module):
             return self.kd.over
         for name, match in self.matches.items():
             if name == term and isinstance(match, MatchTerm):
-                return match.loss.component.facts.over or "rows"
+                return match.over
         return "rows"
 
     def items(self, term: str, counts: Counts, teachers: Collection[str] | None = None) -> float:
