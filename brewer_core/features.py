@@ -265,7 +265,9 @@ def _is_given(name: str, value: Any) -> bool:
 
     needed = name in _AXES and name != "labels"  # labels are read by few terms, which ask for them
     gaps = name in _WITH_GAPS
-    return needed or isinstance(value, Feature) or all(isinstance(p, torch.Tensor) or (gaps and p is None) for p in parts)
+    return (
+        needed or isinstance(value, Feature) or all(isinstance(p, torch.Tensor) or (gaps and p is None) for p in parts)
+    )
 
 
 def _feature(name: str, value: Any, source: str) -> Feature:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from brewer_core.run.inside import Inside, ListedFeature, ListedModule
 
 _WIDE = 10_000  # where nobody's terminal sets the width, no line is broken
+_OF_THE_TEXTS = ("B", "L", "M")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -93,7 +94,7 @@ def _feature_rows(features: Sequence[ListedFeature]) -> Iterator[tuple[str, str,
             if place + 1 < len(feature.shapes) and feature.shapes[place + 1] == shape:
                 continue
             where = f"[{_span([first, place])}]" if feature.in_layers else ""
-            yield f"{feature.name}{where}", feature.axes, _size(shape)
+            yield f"{feature.name}{where}", _axes(feature.axes, shape), _size(shape)
             first = place + 1
 
 
@@ -111,6 +112,12 @@ def _module_rows(modules: Sequence[ListedModule]) -> Iterator[tuple[str, str, st
     for numbers, module in alike.values():
         path = module.path.format(_span(numbers)) if numbers else module.path
         yield path, module.kind, ", ".join(f"{part} {_size(shape)}".lstrip() for part, shape in module.returned.items())
+
+
+def _axes(axes: str, shape: Sequence[int]) -> str:
+    """`B L 384`: the axes, with the sizes of those that are the model's own."""
+    named = zip(axes.split(), shape, strict=True)
+    return " ".join(axis if axis in _OF_THE_TEXTS else str(size) for axis, size in named)
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -88,20 +88,20 @@ def look_inside(folder: Path) -> Inside:
     Weights are not read; where the model can, it runs without any memory for them. Code that comes with a model is never run.
     Raises RequestError for one that transformers cannot make or run.
     """
-    config, model_class = _told(folder)
+    config, make = _told(folder)
     decodes = bool(getattr(config, "is_encoder_decoder", False))
     problems: list[Exception] = []
     for device, masked, decoded in itertools.product(
         ("meta", "cpu"), (False, True), (True, False) if decodes else (False,)
     ):
         try:
-            return _looked(_made(model_class, config, device), device, masked, decoded)
+            return _looked(_made(make, config, device), device, masked, decoded)
         except (
             Exception
         ) as error:  # whatever a model raises that is run so; it may want other inputs, or look at their values
             problems.append(error)
     raise RequestError(
-        f"{folder}: a {model_class.__name__} cannot be run on {ROWS} texts of {TOKENS} tokens ({_line(problems[-1])}); its features "
+        f"{folder}: its {config.model_type} model cannot be run on {ROWS} texts of {TOKENS} tokens ({_line(problems[-1])}); its features "
         "cannot be listed."
     ) from problems[-1]
 
@@ -141,8 +141,8 @@ def _of_distribution(name: str) -> Path:
     return models[0]
 
 
-def _told(folder: Path) -> tuple[Any, Any]:
-    """The config of a folder's model, and its class: the one that it was saved as, or its body."""
+def _told(folder: Path) -> tuple[Any, Callable[[Any], Any]]:
+    """The config of a folder's model, and what makes the model of it: the class that it was saved as, else its body's."""
     try:
         import transformers
     except ImportError as error:
@@ -152,20 +152,22 @@ def _told(folder: Path) -> tuple[Any, Any]:
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            saved_as = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
-            return config, saved_as or transformers.AutoModel._model_mapping[type(config)]
         except Exception as error:  # of any library, for a folder of any age
             raise RequestError(f"{folder} holds no model that transformers knows ({_line(error)}).") from error
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    # the file may hold any name of the library's
+    models = [each for each in named if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
+    return config, models[0] if models else transformers.AutoModel.from_config
 
 
-def _made(model_class: Any, config: Any, device: str) -> Any:
+def _made(make: Callable[[Any], Any], config: Any, device: str) -> Any:
     config._attn_implementation = "eager"
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # classifiers of decoders look for it
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0  # and those of encoder-decoders for this
     with _quiet(), torch.device(device), torch.random.fork_rng(devices=[]):
-        return model_class(config).eval()
+        return make(config).eval()
 
 
 def _looked(model: Any, device: str, masked: bool, decoded: bool) -> Inside:
