@@ -21,6 +21,7 @@ import captured_on_two
 from brewer_core import CachedTeacher, DistillationConfig, GeneralDistiller, LiveTeacher, TrainingConfig
 from brewer_core.captures import PathError, capturing
 from brewer_core.config import parse_run_config
+from brewer_core.config.optimization import Optimization
 from brewer_core.errors import AdaptorError, BrewerError, ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
@@ -29,6 +30,7 @@ from brewer_core.plugins import build_registry, default_registry
 from brewer_core.protocols import Step
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.lessons import distill_lesson
+from brewer_core.run.training_modes import training_modes
 from captured_on_two import classifier, only_logits, texts, trained_on
 from families import batch, built, hooks_of
 from runs import bert, brewer, distill, document, films, supervised, training, weights_in, write_config
@@ -397,6 +399,22 @@ def test_a_model_that_its_owner_compiled_is_read_and_goes_on_compiled(names: lis
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     finally:
         torch.compiler.reset()
+
+
+def test_in_a_training_that_compiles_hooks_are_compiled_once() -> None:
+    model, graphs = built("bert").train(), []
+    with training_modes(model, Optimization.from_dict({"steps": 1, "compile": "aot_eager"})):
+        for _ in range(5):
+            with capturing(model, ["query[1]", "module:bert.pooler.dense.input"], "student") as capture:
+                model(**batch())
+            assert len(capture.added_to(Features({}))) == 2
+            model(**batch())
+            with torch.no_grad():
+                model.eval()(**batch())
+            model.train()
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1:] == [graphs[1]] * 4
 
 
 # What cannot be read
