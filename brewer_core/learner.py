@@ -48,7 +48,7 @@ class Learner(nn.Module):
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
         self.needs = strategy.needs(objective)
-        self._captures: dict[str, Captures] = {}
+        self._captures: Captures | None = None
 
     def adaptor_for(self, task: str) -> Adaptor:
         """The adaptor of a task. Raises RequestError where it has none."""
@@ -60,19 +60,19 @@ class Learner(nn.Module):
             )
         return self.adaptor[task]
 
-    def _captures_of(self, task: str) -> Captures:
-        """What is captured of the student for a task, whose adaptor may return less than that of another."""
-        known = self._captures.get(task)
-        if known is None or known.model is not self.student:
-            known = self._captures[task] = Captures(self.student, self.needs.student, "student")
-        return known
+    @property
+    def _captured(self) -> Captures:
+        """What is captured of the student."""
+        if self._captures is None or self._captures.model is not self.student:
+            self._captures = Captures(self.student, self.needs.student, "student")
+        return self._captures
 
     def forward(self, task: str, batch: Batch, teachers: Mapping[str, Features], step: Step) -> dict[str, Tensor]:
         """The unweighted losses of a batch by term. Raises AdaptorError where there is none."""
         own = side(batch, "student")
         device = next(self.student.parameters(), torch.empty(0)).device
         with autocast(self.precision, device):
-            with self._captures_of(task).noting() as capture:
+            with self._captured.noting(task) as capture:
                 outputs = call_model(self.student, self.model_inputs(own), self.arguments)
             features = capture.added_to(Features.of(self.adaptor_for(task)(own, outputs), "the student's adaptor"))
         with full_precision(device):

@@ -441,6 +441,10 @@ def test_in_a_training_that_compiles_hooks_are_compiled_once() -> None:
             {"feature_T": ["attention[1]", "value[1]"], "feature_S": "attention[1]"},
             "DistillationConfig: intermediate_matches[0]: it reads 1 features of the student and 2 of the teacher; name as many of each",
         ),
+        (
+            {"feature": ["attention[1]", "value[1]"], "proj": ["linear", 16, 16]},
+            "DistillationConfig: intermediate_matches[0].proj: it brings one feature to the teacher's width, and the match reads several",
+        ),
     ],
 )
 def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, Any], text: str, tmp_path: Path) -> None:

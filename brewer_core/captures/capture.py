@@ -41,7 +41,7 @@ class Captures:
         paths = sorted(name for name in self.names if name.startswith(PREFIX))
         self.paths = [PathFeature.of(model, name, owner) for name in paths]
         self._asked = features_read(self.names) - set(paths)
-        self._returned: set[str] = set()
+        self._returned: dict[str, set[str]] = {}
         self._told = False
 
     @cached_property
@@ -50,11 +50,15 @@ class Captures:
         return anatomy_of(self.model)
 
     @contextmanager
-    def noting(self) -> Iterator[Capture]:
-        """Note what is read, for as long as the context lasts. The model may be run once in it."""
-        wanted = (self._asked & SHORT_NAMES.keys()) - self._returned
+    def noting(self, task: str = "") -> Iterator[Capture]:
+        """Note what is read, for as long as the context lasts. The model may be run once in it.
+
+        task: whose adaptor will be asked; that of another may return less.
+        """
+        returned = self._returned.setdefault(task, set())
+        wanted = (self._asked & SHORT_NAMES.keys()) - returned
         short = {name: self.anatomy.features[name] for name in sorted(wanted) if name in self.anatomy.features}
-        capture = Capture(self, short)
+        capture = Capture(self, short, returned)
         if not short and not self.paths:
             yield capture
             return
@@ -76,9 +80,9 @@ class Captures:
             return range(count)
         return {layer % count for layer in layers if -count <= layer < count}
 
-    def note_returned(self, features: Features) -> None:
-        """Remember what the adaptor returns itself."""
-        self._returned |= self._asked & SHORT_NAMES.keys() & set(features)
+    def names_of_adaptor(self, features: Features) -> frozenset[str]:
+        """The short names that are read and that the adaptor returns itself; they need not be looked for again."""
+        return self._asked & SHORT_NAMES.keys() & set(features)
 
     def absent(self, features: Features) -> dict[str, str]:
         """Of what is read and is neither returned nor captured, why."""
@@ -119,8 +123,8 @@ class Captures:
 class Capture:
     """What was noted in a forward pass: of short names where a module ran first, of paths where it ran last."""
 
-    def __init__(self, plan: Captures, short: dict[str, ShortFeature]) -> None:
-        self._plan, self._short = plan, short
+    def __init__(self, plan: Captures, short: dict[str, ShortFeature], returned: set[str]) -> None:
+        self._plan, self._short, self._returned = plan, short, returned
         self._noted: dict[Any, Any] = {}
         self.taps: list[tuple[Slot, Tap]] = [
             ((name, place, i), tap)
@@ -165,7 +169,7 @@ class Capture:
 
     def added_to(self, features: Features) -> Features:
         """The features with what was captured. Raises RequestError where a path's module did not run, or gave no tensors."""
-        self._plan.note_returned(features)
+        self._returned |= self._plan.names_of_adaptor(features)
         paths = {path.name: path.tensors(self._noted.get(path.name, NOTHING)) for path in self._plan.paths}
         found = {name: self._feature(each) for name, each in self._short.items() if name not in features}
         short = Features({name: feature for name, feature in found.items() if feature is not None})

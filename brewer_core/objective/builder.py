@@ -65,6 +65,10 @@ class Builder:
             self.problems.append(
                 f"{path}: it reads {len(own.each)} features of the student and {len(taught.each)} of the teacher; name as many of each"
             )
+        if own.more and match.proj is not None:
+            self.problems.append(
+                f"{path}.proj: it brings one feature to the teacher's width, and the match reads several"
+            )
         named = self._named_teacher(path, match.teacher)
         asked = [self.teachers[named]] if named is not None else list(self.teachers.values())
         self._check_source(path, own, "S", self.student)
