@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from brewer_builtins.strategies import General
@@ -95,7 +95,3 @@ def all_of_it(rank: int, folder: Path) -> dict[str, Any]:
         found[way], found[f"{way} hooks"] = training(halves, way)
         distributed.barrier()
     return found
-
-
-def models_of(made: Any) -> list[nn.Module]:
-    return [made.model_S, made.model_T]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from brewer_core.architectures import anatomy_of
 from brewer_core.captures import capturing
-from brewer_core.errors import BrewerError
 from brewer_core.features import Features
 from families import DECODED, ENCODER_DECODERS, FAMILIES, LENGTH, batch, built, hooks_of
 
@@ -392,7 +391,7 @@ def test_the_model_is_as_before_where_it_fails(error: type[BaseException]) -> No
     handle.remove()
     assert hooks_of(model) == 0
     assert model.config._attn_implementation == "sdpa"
-    assert not torch.overrides._is_torch_function_mode_enabled()
+    assert torch._C._len_torch_function_stack() == 0
     assert captured(model, inputs)["scores"][1] is not None
 
 
@@ -514,9 +513,3 @@ def test_a_name_that_a_model_lacks_is_told_with_those_that_it_has() -> None:
         "pooled": f"the student's adaptor returns no 'pooled'; it returns nothing, and {has}",
         "quary": f"the student's adaptor returns no 'quary'; it returns nothing, and {has}; did you mean 'query'?",
     }
-
-
-def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
-    with pytest.raises(kind) as caught:
-        action()
-    return str(caught.value)

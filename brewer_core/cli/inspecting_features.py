@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _WIDE = 10_000  # where nobody's terminal sets the width, no line is broken
 _OF_THE_TEXTS = ("B", "L", "M")
+_LAYERS = "\0"
+"""Stands for the numbers of layers that are alike: no module's name has it."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -106,11 +108,11 @@ def _module_rows(modules: Sequence[ListedModule]) -> Iterator[tuple[str, str, st
         if number is None:
             alike[module.path] = ([], module)
             continue
-        pattern = f"{module.path[: number.start()]}{{}}{module.path[number.end() :]}"
+        pattern = f"{module.path[: number.start()]}{_LAYERS}{module.path[number.end() :]}"
         key = (pattern, module.kind, tuple(module.returned.items()))
         alike.setdefault(key, ([], replace(module, path=pattern)))[0].append(int(number.group()))
     for numbers, module in alike.values():
-        path = module.path.format(_span(numbers)) if numbers else module.path
+        path = module.path.replace(_LAYERS, _span(numbers)) if numbers else module.path
         yield path, module.kind, ", ".join(f"{part} {_size(shape)}".lstrip() for part, shape in module.returned.items())
 
 
