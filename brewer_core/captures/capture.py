@@ -106,7 +106,7 @@ class Captures:
                 f"module: {', '.join(paths)}{more}"
             )
         inside = [str(each) for key, each in self.anatomy.features.items() if key not in features]
-        hint = did_you_mean(name, [*features, *self.anatomy.features.keys() - set(features)])
+        hint = did_you_mean(name, list(dict.fromkeys([*features, *self.anatomy.features])))
         close = hint if hint.startswith("; did") else ""
         offers = f", and its {model} has {', '.join(inside)}" if inside else ""
         return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}"
