@@ -29,13 +29,45 @@ _AXES: Mapping[str, Mapping[int, str]] = MappingProxyType(
 )
 """Axes of the known features by rank: B rows, L length, V vocabulary, C classes, D width, H heads, N processes."""
 
+_STATES, _MAPS = {3: "B L D"}, {4: "B H L L"}
+_DECODER_STATES, _DECODER_MAPS = {3: "B M D"}, {4: "B H M M"}
+
+SHORT_NAMES: Mapping[str, Mapping[int, str]] = MappingProxyType(
+    {
+        "hidden": _STATES,
+        "attention": _MAPS,
+        "scores": _MAPS,
+        "query": _STATES,
+        "key": _STATES,
+        "value": _STATES,
+        "embeddings": _STATES,
+        "pooled": {2: "B D"},
+        "decoder_hidden": _DECODER_STATES,
+        "decoder_attention": _DECODER_MAPS,
+        "decoder_scores": _DECODER_MAPS,
+        "decoder_query": _DECODER_STATES,
+        "decoder_key": _DECODER_STATES,
+        "decoder_value": _DECODER_STATES,
+        "decoder_embeddings": _DECODER_STATES,
+        "cross_attention": {4: "B H M L"},
+        "cross_scores": {4: "B H M L"},
+        "cross_query": _DECODER_STATES,
+        "cross_key": _STATES,
+        "cross_value": _STATES,
+    }
+)
+"""Axes by rank of what is read inside a model where no adaptor returns it: M is the length of a decoder that has an encoder."""
+
 _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3: "B L D", 4: "B H L L"})
 
-_WITH_GAPS = ("hidden", "attention", "logits_mask")
-"""Features of which single layers or heads may be None: such a layer cannot be read, and such a head has no mask."""
-
-_IN_LAYERS = ("hidden", "attention")
+IN_LAYERS = tuple(name for name in SHORT_NAMES if not name.endswith(("embeddings", "pooled")))
 """The known features that have a tensor for each layer."""
+
+ATTENTION = frozenset(name for name in SHORT_NAMES if name.endswith(("attention", "scores")))
+"""The features that a model holds only where its attention is computed as a whole."""
+
+_WITH_GAPS = (*IN_LAYERS, "logits_mask")
+"""Features of which single layers or heads may be None: such a layer cannot be read, and such a head has no mask."""
 
 _OF_A_LAYER = re.compile(r"(?P<feature>[^:\[\]]+)\[(?P<layer>-?\d+)\]")
 """The name of one layer of a feature; that of a capture, `module:PATH[2]`, is no such name."""
@@ -65,12 +97,16 @@ def layers_read(needs: Collection[str], feature: str) -> frozenset[int] | None:
 
 def axes_of_rank(name: str, rank: int, axes: str) -> str | None:
     """The axes of one tensor of a feature whose axes these are: heads may be of several ranks. None where they are not known."""
-    return axes if len(axes.split()) == rank else _AXES.get(name, {}).get(rank)
+    return axes if len(axes.split()) == rank else _axes_by_rank(name).get(rank)
+
+
+def _axes_by_rank(name: str) -> Mapping[int, str]:
+    return _AXES.get(name) or SHORT_NAMES.get(name, {})
 
 
 def names_of_layers(feature: str, layers: int | Sequence[int] | None) -> frozenset[str]:
     """The names of single layers in needs; the feature's own where all are read, or where it is known to have no layers."""
-    if layers is None or (feature in _AXES and feature not in _IN_LAYERS):
+    if layers is None or ((feature in _AXES or feature in SHORT_NAMES) and feature not in IN_LAYERS):
         return frozenset({feature})
     return frozenset(f"{feature}[{layer}]" for layer in ([layers] if isinstance(layers, int) else layers))
 
@@ -107,14 +143,24 @@ class Feature:
     stated: bool = True
 
 
+def known_feature(tensors: Sequence[Tensor | SparseLogits | None], axes: str) -> Feature:
+    """A feature of known axes; where M is among them, no mask says which of its places are padding, so it is not stated.
+
+    A cache keeps it whole then, as any whose axes are guessed.
+    """
+    return Feature(tuple(tensors), axes, stated="M" not in axes.split())  # type: ignore[arg-type]  # a gap
+
+
 class Features(Mapping[str, tuple["Tensor", ...]]):
     """Read-only features by name; every value is a tuple of tensors, one a layer or a head.
 
     Made with `Features.of` from what an adaptor returned.
+    absent, an attribute: of features that were looked for and are not there, why, as the end of an error.
     """
 
-    def __init__(self, features: Mapping[str, Feature]) -> None:
+    def __init__(self, features: Mapping[str, Feature], absent: Mapping[str, str] | None = None) -> None:
         self._features = dict(features)
+        self.absent = dict(absent or {})
 
     @classmethod
     def of(cls, returned: Features | Mapping[str, Any], source: str = "the adaptor") -> Features:
@@ -155,32 +201,37 @@ class Features(Mapping[str, tuple["Tensor", ...]]):
         def changed(feature: Feature) -> Feature:
             return replace(feature, tensors=tuple(None if t is None else change(t) for t in feature.tensors))
 
-        return Features({name: changed(feature) for name, feature in self._features.items()})
+        return Features({name: changed(feature) for name, feature in self._features.items()}, self.absent)
 
     def only_read(self, needs: Collection[str]) -> Features:
-        """The same features, of `hidden` and `attention` only the layers that are named; None stands for each other one.
+        """The same features, of those in layers only the layers that are named; None stands for each other one.
 
         What is held of the others is free then, and layers count from either end as before.
         """
         read, kept = features_read(needs), dict(self._features)
-        for name in [name for name in _IN_LAYERS if name in kept]:
+        for name in [name for name in IN_LAYERS if name in kept]:
             whole = kept.pop(name)
             if name in read:
                 kept[name] = _with_layers(whole, layers_read(needs, name))
-        return Features(kept)
+        return Features(kept, self.absent)
 
     def without(self, names: Iterable[str]) -> Features:
         """The same features but for those of these names."""
         left_out = set(names)
-        return Features({name: feature for name, feature in self._features.items() if name not in left_out})
+        kept = {name: feature for name, feature in self._features.items() if name not in left_out}
+        return Features(kept, self.absent)
 
     def joined(self, other: Features) -> Features:
         """These features and others; of one name the other's."""
-        return Features({**self._features, **other._features})
+        return Features({**self._features, **other._features}, {**self.absent, **other.absent})
+
+    def lacking(self, absent: Mapping[str, str]) -> Features:
+        """The same features, with why others are not there."""
+        return Features(self._features, {**self.absent, **absent})
 
     def replace(self, **features: Feature) -> Features:
         """The same features with some of them replaced or added."""
-        return Features({**self._features, **features})
+        return Features({**self._features, **features}, self.absent)
 
     def __getitem__(self, name: str) -> tuple[Tensor, ...]:
         # a teacher's logits may be SparseLogits; only what compares logits asks for them, and it looks
@@ -213,7 +264,10 @@ def _is_given(name: str, value: Any) -> bool:
     import torch
 
     needed = name in _AXES and name != "labels"  # labels are read by few terms, which ask for them
-    return needed or isinstance(value, Feature) or all(isinstance(part, torch.Tensor) for part in parts)
+    gaps = name in _WITH_GAPS
+    return (
+        needed or isinstance(value, Feature) or all(isinstance(p, torch.Tensor) or (gaps and p is None) for p in parts)
+    )
 
 
 def _feature(name: str, value: Any, source: str) -> Feature:
@@ -232,5 +286,7 @@ def _feature(name: str, value: Any, source: str) -> Feature:
                 f"{source} returned {type(tensor).__name__} under `{name}`; a feature is a tensor or a list of tensors."
             )
     rank = given[0].dim() if given else 0
-    axes = _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank))
-    return Feature(tensors, axes, stated=rank in _AXES.get(name, ()))
+    known = _axes_by_rank(name)
+    # a short name is an adaptor's own where its rank is another one
+    guessed = _AXES.get(name, _GUESSED_AXES).get(rank, " ".join("*" * rank))
+    return known_feature(tensors, known[rank]) if rank in known else Feature(tensors, guessed, stated=False)

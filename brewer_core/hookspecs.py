@@ -71,9 +71,9 @@ def brewer_kd_losses() -> Mapping[str, KDLoss]:  # type: ignore[empty-body]  # a
 def brewer_match_losses() -> Mapping[str, MatchLoss]:  # type: ignore[empty-body]  # a specification has no body
     """Provide losses between intermediate features of student and teacher.
 
-    Called with (student, teacher, mask [B, L] bool or None), where student and teacher are tensors of a layer or pairs of
-    tensors of two layers; may name `teacher_mask`, `labels`, `progress`. A class may name `student_dim`, `teacher_dim`
-    in `__init__`. Returns a scalar mean over what `@component(over=...)` says.
+    Called with (student, teacher, mask [B, L] bool or None), where student and teacher are tensors of a layer, pairs of
+    tensors of two layers, or tuples of those of several features; may name `teacher_mask`, `labels`, `progress`. A class may
+    name `student_dim`, `teacher_dim` in `__init__`. Returns a scalar mean over what `@component(over=...)` says.
 
     Example:
         The whole of a plugin::

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brewer_core.batches import call_model, side
-from brewer_core.captures import capturing
+from brewer_core.captures import Captures
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective import Objective
@@ -48,6 +48,7 @@ class Learner(nn.Module):
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
         self.needs = strategy.needs(objective)
+        self._captures: Captures | None = None
 
     def adaptor_for(self, task: str) -> Adaptor:
         """The adaptor of a task. Raises RequestError where it has none."""
@@ -59,12 +60,19 @@ class Learner(nn.Module):
             )
         return self.adaptor[task]
 
+    @property
+    def _captured(self) -> Captures:
+        """What is captured of the student."""
+        if self._captures is None or self._captures.model is not self.student:
+            self._captures = Captures(self.student, self.needs.student, "student")
+        return self._captures
+
     def forward(self, task: str, batch: Batch, teachers: Mapping[str, Features], step: Step) -> dict[str, Tensor]:
         """The unweighted losses of a batch by term. Raises AdaptorError where there is none."""
         own = side(batch, "student")
         device = next(self.student.parameters(), torch.empty(0)).device
         with autocast(self.precision, device):
-            with capturing(self.student, self.needs.student, "student") as capture:
+            with self._captured.noting(task) as capture:
                 outputs = call_model(self.student, self.model_inputs(own), self.arguments)
             features = capture.added_to(Features.of(self.adaptor_for(task)(own, outputs), "the student's adaptor"))
         with full_precision(device):

@@ -76,12 +76,14 @@ class ModelInfo:
 
     widths: by feature, the width (last axis) of each of its layers, as far as they are known.
     weight: a teacher's weight among several. tasks: those that a teacher teaches; all where there are none.
+    absent: of features that are read of it and that it does not have, why.
     """
 
     name: str
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     weight: float = 1.0
     tasks: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, features: Features, weight: float = 1.0, tasks: Sequence[str] = ()) -> ModelInfo:
@@ -90,15 +92,15 @@ class ModelInfo:
             key: tensors for key, tensors in features.items() if all(t is not None and t.dim() > 0 for t in tensors)
         }
         widths = {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()}
-        return cls(name, widths, weight, tuple(tasks))
+        return cls(name, widths, weight, tuple(tasks), features.absent)
 
     def teaches(self, task: str) -> bool:
         """Whether this teacher is asked for a task."""
         return not self.tasks or task in self.tasks
 
-    def width(self, feature: str, layer: int | tuple[int, ...]) -> int | None:
-        """The width of a layer, of the first of several; None where it is not known."""
-        index = layer[0] if isinstance(layer, tuple) else layer
+    def width(self, feature: str, layer: int | tuple[int, ...] | None) -> int | None:
+        """The width of a layer, of the first of several, or of a feature without layers; None where it is not known."""
+        index = layer[0] if isinstance(layer, tuple) else layer or 0
         known = self.widths.get(feature, ())
         return known[index] if -len(known) <= index < len(known) else None
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, side, teacher_cache
-from brewer_core.captures import PREFIX, capturing
+from brewer_core.captures import PREFIX, Captures
 from brewer_core.depth import Depth
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
@@ -53,6 +53,7 @@ class LiveTeacher:
         self._identity = ""
         self._again = again
         self._description: dict[str, Any] = {}
+        self._captures: dict[frozenset[str], Captures] = {}
         self._depth = Depth(self.model)
         self.decodes_labels = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
@@ -62,7 +63,7 @@ class LiveTeacher:
         if self._model is None:
             assert self._again is not None
             self._model = _moved(self._again(), self.device)
-            self._depth = Depth(self._model)
+            self._depth, self._captures = Depth(self._model), {}
         return self._model
 
     def release(self) -> None:
@@ -70,7 +71,7 @@ class LiveTeacher:
         if self._again is not None:
             self._identity = self._identity or self.identity()
             self._description = self.described()
-            self._model, self._depth = None, Depth(nn.Module())
+            self._model, self._depth, self._captures = None, Depth(nn.Module()), {}
 
     def features(self, batch: Batch, needs: frozenset[str]) -> Features:
         """The features of a batch, without gradient; `no_grad`, so that the student's graph may hold them.
@@ -87,7 +88,9 @@ class LiveTeacher:
         return found.only_read(needs) if needs else found
 
     def _run(self, own: Batch, needs: frozenset[str]) -> Features:
-        with capturing(self.model, needs, "teacher") as capture:
+        if needs not in self._captures:
+            self._captures[needs] = Captures(self.model, needs, "teacher")
+        with self._captures[needs].noting() as capture:
             outputs = call_model(self.model, self.model_inputs(own), self.arguments)
         return capture.added_to(self._adapted(own, outputs))
 

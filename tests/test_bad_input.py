@@ -170,8 +170,13 @@ def test_half_precision_on_a_cpu(refused):
         ),
         (
             matching(feature="hiden"),
-            "stages[0]: intermediate_matches[0].feature: the student's adaptor returns no 'hiden'; it returns "
-            "logits, inputs_mask, labels, losses",
+            "2 problems\n"
+            "  stages[0].distillation.intermediate_matches[0].feature: the student's adaptor returns no 'hiden'; it returns logits, "
+            "inputs_mask, labels, losses, and its BertForSequenceClassification has embeddings, hidden[0..1], attention[0], scores[0], "
+            "query[0], key[0], value[0], pooled; did you mean 'hidden'?\n"
+            "  stages[0].distillation.intermediate_matches[0].feature: the teacher's adaptor returns no 'hiden'; it returns logits, "
+            "inputs_mask, labels, losses, and its BertForSequenceClassification has embeddings, hidden[0..2], attention[0..1], "
+            "scores[0..1], query[0..1], key[0..1], value[0..1], pooled; did you mean 'hidden'?",
         ),
         (
             matching(loss="fsp"),

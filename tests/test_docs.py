@@ -42,6 +42,7 @@ EXAMPLES = [
         DOCS / page
         for page in (
             "tutorials/first-plugin.md",
+            "how-to/features.md",
             "how-to/interrupt-and-resume.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",

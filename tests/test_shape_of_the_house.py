@@ -30,6 +30,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "cache_folder",
         "data_utils",
+        "feature_names",
         "features",
         "files",
         "fingerprints",
@@ -39,7 +40,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "stopping",
         "utils",
     ),
-    1: ("components", "precision", "protocols"),
+    1: ("architectures", "components", "precision", "protocols"),
     2: ("batches", "captures", "config", "depth", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "packing", "plugins", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),

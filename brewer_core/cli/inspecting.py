@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brewer_core.cli.inspecting_features import show_features
 from brewer_core.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -33,15 +34,30 @@ _WIDE = 10_000  # where nobody's terminal sets the width, no line is broken
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A file of weights, a model's folder, or a run's.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A file of weights, a model's folder, or a run's; with --features also an installed distribution with a model.",
+            show_default=False,
+        ),
+    ],
     max_level: Annotated[
         int | None, typer.Option(metavar="N", help="The lowest level to show; the whole model is level 0.")
     ] = None,
+    features: Annotated[
+        bool,
+        typer.Option("--features", help="List what a match can read inside: short names and modules, with shapes."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show the layers of a model: parameters, share of the whole, and size."""
+    """Show the layers of a model: parameters, share of the whole, and size; or what a match can read inside it."""
     from brewer_core.utils import layer_tree
 
+    if features and max_level is not None:
+        raise RequestError("--max-level is of the layers' sizes, and --features lists all of them; leave one out.")
+    if features:
+        show_features(path, as_json)
+        return
     if max_level is not None and max_level < 0:
         raise RequestError(f"--max-level is {max_level}; it must be 0, the whole model, or more.")
     file = weights_file(Path(path))

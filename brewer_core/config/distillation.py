@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Text, plain_number, shown
+from brewer_core.config.base import NAME_SCHEMA, Bool, Config, Float, FrozenOptions, Int, plain_number, shown
 from brewer_core.config.kd_loss import OF_KD_LOSS, KDLoss, OneOrSeveral, TeacherCorrection
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
+from brewer_core.feature_names import FeatureName
 
 
 def _layers(value: Any) -> int | tuple[int, ...]:
@@ -25,6 +33,21 @@ def _layers(value: Any) -> int | tuple[int, ...]:
     )
 
 
+def _optional_layers(value: Any) -> int | tuple[int, ...] | None:
+    return None if value is None else _layers(value)
+
+
+def _feature(value: Any) -> str | tuple[str, ...] | None:
+    several = value if isinstance(value, (list, tuple)) else [value]
+    if value is None or (several and all(isinstance(name, str) and name for name in several)):
+        return tuple(several) if several is value else value
+    raise PydanticCustomError(
+        "text",
+        "expected a feature such as hidden, query[11] or the path of a module, or several of them in a list, not {value}",
+        {"value": shown(value)},
+    )
+
+
 def _teacher(value: Any) -> str | int | None:
     if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -33,11 +56,19 @@ def _teacher(value: Any) -> str | int | None:
     )
 
 
-Layers = Annotated[
-    Any,
-    PlainValidator(_layers),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}),
+_LAYERS_SCHEMA: list[dict[str, Any]] = [
+    {"type": "integer"},
+    {"type": "array", "items": {"type": "integer"}, "minItems": 1},
 ]
+Layers = Annotated[
+    Any, PlainValidator(_optional_layers), WithJsonSchema({"anyOf": [*_LAYERS_SCHEMA, {"type": "null"}]})
+]
+
+_NAMES_SCHEMA: list[dict[str, Any]] = [
+    NAME_SCHEMA,
+    {"type": "array", "items": NAME_SCHEMA, "minItems": 1},
+]
+FeatureNames = Annotated[Any, PlainValidator(_feature), WithJsonSchema({"anyOf": [*_NAMES_SCHEMA, {"type": "null"}]})]
 
 _PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_dim, optimizer group]'
 
@@ -45,16 +76,20 @@ _PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_di
 class IntermediateMatch(Config):
     """A loss between intermediate features of teacher and student."""
 
-    layer_T: Layers
-    """The teacher's layer, an index into what its adaptor returns; a list of two for losses on pairs of layers."""
-    layer_S: Layers
+    layer_T: Layers = None
+    """The teacher's layer, counted from either end; a list of two for losses on pairs of layers. Left out where the feature names it."""
+    layer_S: Layers = None
     """The student's layer, likewise."""
     weight: Float
     """The factor of this loss in the total."""
     loss: Annotated[ComponentRef, OfKind("match_loss", callables=True)]
     """The match loss."""
-    feature: Text
-    """What the adaptors return the layers under: `hidden`, `attention`, or a name of their own."""
+    feature: FeatureNames = None
+    """What is read of both: a short name (`hidden`, `query[11]`), what the adaptors return, a module's path, or a list of them."""
+    feature_T: FeatureNames = None
+    """What is read of the teacher, where it is called otherwise there."""
+    feature_S: FeatureNames = None
+    """What is read of the student, likewise."""
     proj: Annotated[
         ComponentRef | None, OfKind("projection", optional=True, widths=True, callables=True, expected=_PROJ_FORM)
     ] = None
@@ -69,6 +104,42 @@ class IntermediateMatch(Config):
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}),
     ] = None
     """Which of several teachers: its name, or its position in the list."""
+
+    def reads(self, side: Literal["T", "S"]) -> tuple[FeatureName, ...]:
+        """What is read of the teacher, T, or of the student, S. Raises ValueError where the names are none."""
+        own = getattr(self, f"feature_{side}") or self.feature
+        names = own if isinstance(own, tuple) else (own,)
+        return tuple(FeatureName.of(name, getattr(self, f"layer_{side}")) for name in names)
+
+    def key(self, side: Literal["T", "S"]) -> str:
+        """The key under which the features of a side stand."""
+        return "feature" if getattr(self, f"feature_{side}") is None else f"feature_{side}"
+
+    @model_validator(mode="after")
+    def _check_names(self) -> IntermediateMatch:
+        """Raises an error for a side without a feature, and for a name that is none."""
+        for side in ("T", "S"):
+            if getattr(self, f"feature_{side}") is None and self.feature is None:
+                raise PydanticCustomError(
+                    "text",
+                    "feature is required, or both feature_T and feature_S; {key} is missing",
+                    {"key": f"feature_{side}"},
+                )
+            try:
+                self.reads(side)
+            except ValueError as error:
+                raise PydanticCustomError(
+                    "text", "{key}: {error}", {"key": self.key(side), "error": str(error)}
+                ) from error
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_sides(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As TextBrewer has it, where both sides read the same."""
+        whole: dict[str, Any] = serialize(self)
+        return {
+            name: value for name, value in whole.items() if name not in ("feature_T", "feature_S") or value is not None
+        }
 
     @model_validator(mode="before")
     @classmethod

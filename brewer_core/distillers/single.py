@@ -13,7 +13,7 @@ from brewer_core.distillers.door import Door, warn
 from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.modes import Modes
 from brewer_core.distillers.trains import Trains
-from brewer_core.objective import Builder, MatchTerm, Objective
+from brewer_core.objective import Builder, MatchTerm, Objective, path_problems
 from brewer_core.plugins import default_registry
 from brewer_core.protocols import ModelInfo, Strategy
 from brewer_core.registry import Registry
@@ -72,11 +72,12 @@ class BasicDistiller(Trains):
         self._door = Door(train_config, registry or default_registry())
         self._modes = Modes()
         infos = self._infos()
+        self._terms_read = self._terms(distill_config)
         self._objective = Objective.from_config(
-            self._terms(distill_config),
+            self._terms_read,
             self._door.registry,
             teachers=infos,
-            extra=self._further_terms,
+            extra=self._checked_terms,
             source=self._source,
         )
         self._strategy = self._door.strategy(strategy)
@@ -97,6 +98,12 @@ class BasicDistiller(Trains):
         if config.matches:
             warn("BasicDistiller leaves out intermediate_matches; use GeneralDistiller for them.")
         return config.model_copy(update={"intermediate_matches": None})
+
+    def _checked_terms(self, build: Builder) -> Sequence[tuple[MatchTerm, float]]:
+        """Further terms; the paths of the config's matches are looked up in the models beside."""
+        models = {each.name: each.model for each in self._taught_by() if isinstance(each.model, nn.Module)}
+        build.problems += path_problems(self._terms_read.matches, self.model_S, models)
+        return self._further_terms(build)
 
     def _further_terms(self, build: Builder) -> Sequence[tuple[MatchTerm, float]]:
         del build

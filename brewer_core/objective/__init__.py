@@ -5,6 +5,7 @@ from brewer_core.objective.correction import Correction, probability_shift
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import MatchTerm, Source
 from brewer_core.objective.objective import KD_TERM, LABEL_TERM, Objective
+from brewer_core.objective.paths import path_problems, places_of
 from brewer_core.objective.weight import Weight
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "Source",
     "Weight",
     "bind_ref",
+    "path_problems",
+    "places_of",
     "probability_shift",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from brewer_core.components import Component, Method
 from brewer_core.config import ComponentRef, DistillationConfig, IntermediateMatch
 from brewer_core.config.kd_loss import KDLoss, misplaced_weight
 from brewer_core.errors import ConfigError, RequestError
+from brewer_core.feature_names import PREFIX
+from brewer_core.features import IN_LAYERS
 from brewer_core.objective.correction import MFT_THRESHOLD, MIX_WEIGHT, Correction
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer
@@ -20,6 +22,7 @@ from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
 
 KD_TERM = "kd_loss"
+_BOTH: tuple[Literal["S"], Literal["T"]] = ("S", "T")
 
 
 class Builder:
@@ -84,28 +87,34 @@ class Builder:
     def match_term(self, position: int, match: IntermediateMatch) -> MatchTerm | None:
         """The match at a position of the list."""
         path, before = f"intermediate_matches[{position}]", len(self.problems)
-        if isinstance(match.layer_S, tuple) != isinstance(match.layer_T, tuple):
+        own, taught = sources_of(match)
+        if isinstance(own.layers, tuple) != isinstance(taught.layers, tuple):
             self.problems.append(f"{path}: layer_S and layer_T must both be one layer, or both a list")
+        if len(own.each) != len(taught.each):
+            self.problems.append(
+                f"{path}: it reads {len(own.each)} features of the student and {len(taught.each)} of the teacher; name as many of each"
+            )
+        if own.more and match.proj is not None:
+            self.problems.append(
+                f"{path}.proj: it brings one feature to the teacher's width, and the match reads several"
+            )
         named = self._named_teacher(path, match.teacher)
         asked = [self.teachers[named]] if named is not None else list(self.teachers.values())
-        self._check_layers(path, match, asked)
+        self._check_source(path, own, "S", self.student)
+        for teacher in asked:
+            self._check_source(path, taught, "T", teacher)
         if len(self.problems) > before:
             return None
-        dims = match.proj_dims or (
-            self.student.width(match.feature, match.layer_S),
-            self._width(path, match, asked),
-        )
+        dims = match.proj_dims or (self.student.width(own.feature, own.layers), self._width(path, taught, match, asked))
         projection = self.projection(f"{path}.proj", match.proj, dims)
-        own = dims[1] if match.proj else dims[0]
-        loss = self.method(f"{path}.loss", match.loss, student_dim=own, teacher_dim=dims[1])
+        student_dim = dims[1] if match.proj else dims[0]
+        loss = self.method(f"{path}.loss", match.loss, student_dim=student_dim, teacher_dim=dims[1])
         if loss is None or len(self.problems) > before:
             return None
-        sources = (Source(match.feature, match.layer_S), Source(match.feature, match.layer_T))
-        label = "_".join([match.feature, loss.component.name, *map(str, sources), *([named] if named else [])])
         return MatchTerm(
             path,
-            label,
-            sources,
+            _label(loss.component.name, own, taught, named),
+            (own, taught),
             loss,
             projection,
             width=dims[0],
@@ -127,22 +136,30 @@ class Builder:
         self.problems.append(f"{path}.teacher: no teacher is called {teacher!r}; expected one of {', '.join(names)}")
         return names[0]
 
-    def _check_layers(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> None:
-        sides = [("S", self.student, match.layer_S), *(("T", teacher, match.layer_T) for teacher in teachers)]
-        for side, model, layers in sides:
-            count = len(model.widths.get(match.feature, ()))
-            for layer in layers if isinstance(layers, tuple) else (layers,):
-                if count and not -count <= layer < count:
+    def _check_source(self, path: str, source: Source, side: str, model: ModelInfo) -> None:
+        """Note what a model lacks of what a side of a match reads, as far as the model is known."""
+        owner = SIDES[side]
+        for each in source.each:
+            if each.feature in IN_LAYERS and each.layers is None:
+                self.problems.append(
+                    f'{path}.{each.key}: {each.feature!r} has a tensor for each layer; name one, as in "{each.feature}[0]", or give '
+                    f"layer_{side}"
+                )
+            if each.feature in model.absent:
+                self.problems.append(f"{path}.{each.key}: {model.absent[each.feature]}")
+            count = len(model.widths.get(each.feature, ()))
+            for layer in each.layers if isinstance(each.layers, tuple) else (each.layers,):
+                if layer is not None and count and not -count <= layer < count:
                     self.problems.append(
-                        f"{path}.layer_{side}: {no_such_layer(SIDES[side], match.feature, count, layer)}"
+                        f"{path}.{each.layer_key or f'layer_{side}'}: {no_such_layer(owner, each.feature, count, layer)}"
                     )
 
-    def _width(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> int | None:
-        widths = {teacher.name: teacher.width(match.feature, match.layer_T) for teacher in teachers}
+    def _width(self, path: str, source: Source, match: IntermediateMatch, teachers: list[ModelInfo]) -> int | None:
+        widths = {teacher.name: teacher.width(source.feature, source.layers) for teacher in teachers}
         if len(set(widths.values())) > 1 and match.proj is not None:
             each = ", ".join(f"{name} {width}" for name, width in widths.items())
             self.problems.append(
-                f"{path}.teacher: the teachers' {match.feature} differ in width ({each}); name one teacher"
+                f"{path}.teacher: the teachers' {_shown(source.feature)} differ in width ({each}); name one teacher"
             )
         return next(iter(widths.values()), None)
 
@@ -191,6 +208,32 @@ def _correction(config: DistillationConfig) -> Correction | None:
     }
     key = "probability_shift" if config.probability_shift else "teacher_correction"
     return Correction(given.name, amounts.get(given.name, 0.0), key)
+
+
+def sources_of(match: IntermediateMatch) -> tuple[Source, Source]:
+    """Where a match reads, of the student and of the teacher."""
+    own, taught = (_source(match, side) for side in _BOTH)
+    return own, taught
+
+
+def _source(match: IntermediateMatch, side: Literal["S", "T"]) -> Source:
+    key = match.key(side)
+    each = [
+        Source(read.feature, read.layers, key=key, layer_key=key if read.in_brackets else f"layer_{side}")
+        for read in match.reads(side)
+    ]
+    return replace(each[0], more=tuple(each[1:]))
+
+
+def _label(loss: str, own: Source, taught: Source, teacher: str | None) -> str:
+    """The name of a match in the logs: `hidden_hidden_mse_2_4`; without layers where there are none."""
+    names = dict.fromkeys("+".join(_shown(each.feature) for each in source.each) for source in (own, taught))
+    layers = [str(source) for source in (own, taught) if source.layers is not None]
+    return "_".join([*names, loss, *layers, *([teacher] if teacher else [])])
+
+
+def _shown(feature: str) -> str:
+    return feature.removeprefix(PREFIX)
 
 
 def _spelt(ref: ComponentRef | None) -> str:

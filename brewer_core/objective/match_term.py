@@ -11,27 +11,41 @@ from torch import Tensor, nn
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
-from brewer_core.features import Counts, Features, names_of_layers
+from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
 
 SIDES = {"S": "student", "T": "teacher"}
 
-OF_ROWS = ("pooled",)
-"""Features that have one vector a row, whatever the loss: a mean over tokens is one over rows there."""
-
 
 @dataclass(frozen=True)
 class Source:
-    """Where one side of a match reads its tensors: a feature and a layer of it, several layers, or None for all of it."""
+    """Where one side of a match reads its tensors: a feature and a layer of it, several layers, or None for all of it.
+
+    more: further features, whose tensors follow. key: what the config names it under, `feature` or `feature_S`; layer_key: the same for
+    its layers.
+    """
 
     feature: str
     layers: int | tuple[int, ...] | None = None
+    more: tuple[Source, ...] = ()
+    key: str = "feature"
+    layer_key: str = ""
+
+    @property
+    def each(self) -> tuple[Source, ...]:
+        """Every feature that is read, in order."""
+        return (self, *self.more)
 
     @property
     def names(self) -> frozenset[str]:
         """What is read, as needs name it."""
-        return names_of_layers(self.feature, self.layers)
+        return frozenset().union(*(names_of_layers(each.feature, each.layers) for each in self.each))
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it is known to have one entry a row, and no tokens."""
+        return all(tuple(SHORT_NAMES.get(each.feature, {}).values()) == ("B D",) for each in self.each)
 
     def __str__(self) -> str:
         return "-".join(map(str, self.layers)) if isinstance(self.layers, tuple) else str(self.layers)
@@ -69,9 +83,9 @@ class MatchTerm(nn.Module):
 
     @property
     def over(self) -> Over | Callable[[Counts], float]:
-        """What its mean is over."""
+        """What its mean is over: what the loss declares, but rows of a feature that has no tokens."""
         declared = self.loss.component.facts.over or "rows"
-        return "rows" if declared == "tokens" and self.sources[0].feature in OF_ROWS else declared
+        return "rows" if declared in ("tokens", "token_pairs") and self.sources[0].by_row else declared
 
     def answering(self, teachers: Mapping[str, Features]) -> Features | None:
         """The features of its teacher; None where that one is not among these."""
@@ -106,18 +120,29 @@ class MatchTerm(nn.Module):
         return projected
 
     def _pick(self, features: Features, source: Source, side: str) -> Tensor | tuple[Tensor, ...]:
+        """The tensor of a side, or a tuple where it reads several layers or features."""
+        if not source.more:
+            return self._one(features, source, side)
+        picked = [self._one(features, each, side) for each in source.each]
+        return tuple(tensor for each in picked for tensor in (each if isinstance(each, tuple) else (each,)))
+
+    def _one(self, features: Features, source: Source, side: str) -> Tensor | tuple[Tensor, ...]:
         found, layers = features.get(source.feature, ()), source.layers
         owner = SIDES[side]
         if not found:
-            raise AdaptorError(
-                f"{self.path}.feature: the {owner}'s adaptor returns no {source.feature!r}; it returns {', '.join(features) or 'nothing'}."
+            returned = (
+                f"the {owner}'s adaptor returns no {source.feature!r}; it returns {', '.join(features) or 'nothing'}"
             )
+            raise AdaptorError(f"{self.path}.{source.key}: {features.absent.get(source.feature, returned)}.")
         if layers is None:
             return found[0] if len(found) == 1 else found
         for layer in layers if isinstance(layers, tuple) else (layers,):
             if not -len(found) <= layer < len(found):
                 raise ConfigError(
-                    [f"{self.path}.layer_{side}: {no_such_layer(owner, source.feature, len(found), layer)}"],
+                    [
+                        f"{self.path}.{source.layer_key or f'layer_{side}'}: "
+                        f"{no_such_layer(owner, source.feature, len(found), layer)}"
+                    ],
                     "DistillationConfig",
                 )
             if found[layer] is None:
@@ -133,8 +158,11 @@ def no_such_layer(owner: str, feature: str, count: int, layer: int) -> str:
 
 
 def _mask(features: Features, source: Source) -> Tensor | None:
-    """[B, L]: the valid tokens, for features that have such a length; a pooled one, [B, D], has nothing to mask."""
-    mask = features.first("inputs_mask")
-    if mask is None or "L" not in features.axes(source.feature).split():
-        return None
-    return mask.bool()
+    """[B, L]: the valid tokens, for features that have such a length; a pooled one, [B, D], has nothing to mask.
+
+    Of a decoder that has an encoder it is [B, M], where the adaptor returns it as `decoder_mask`. Attention of one to the other has
+    none: its queries and keys are of two lengths, and what is padding among its keys has the probability 0.
+    """
+    axes = {axis for each in source.each for axis in features.axes(each.feature).split()}
+    mask = features.first({"L": "inputs_mask", "M": "decoder_mask"}.get("".join(axes & {"L", "M"}), ""))
+    return None if mask is None else mask.bool()

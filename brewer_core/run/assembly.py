@@ -178,6 +178,11 @@ class Assembly:
         self._replaced.add(name)
         self._models[name] = loaded
 
+    def read_nothing(self) -> None:
+        """Let all models compute as they did before anything was read inside them."""
+        for loaded in self._models.values():
+            loaded.forward_arguments(frozenset({"logits"}))
+
     def rebuilt(self, name: str) -> bool:
         """Whether a model can be built again as it is now: it is as the config builds it."""
         return name not in self._replaced and not self.in_parts("teachers")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brewer_core.config import ComponentRef, DistillStage
 from brewer_core.config.kd_loss import KDLoss
+from brewer_core.feature_names import PREFIX
 from brewer_core.features import Features, features_read, layers_read
 from brewer_core.objective import LABEL_TERM, MatchTerm, Objective, Source, Weight
 from brewer_core.protocols import Step, Strategy
@@ -304,10 +305,8 @@ class _Stage:
             width, to = heard.widths[name]
             expression = f"{used[-1].call(own)[:-1]}: {width} -> {to})"
             projected = Projected(width, to, _parameters(match.projection), match.group)
-        reads = [
-            _read(self.own, student, *_source(match.sources[0])),
-            _read(owner, teacher, *_source(match.sources[1])),
-        ]
+        reads = [_read(self.own, student, *_source(each)) for each in match.sources[0].each]
+        reads += [_read(owner, teacher, *_source(each)) for each in match.sources[1].each]
         return {
             "expression": loss.call(expression, _place(owner, match.sources[1])),
             "reads": (*reads, *_masks(self.own, student, match.sources[0].feature, "inputs_mask")),
@@ -408,7 +407,9 @@ def _read(owner: str, features: Features, name: str, layers: Sequence[int] | Non
     found = features[name]
     picked = found if layers is None else tuple(found[layer] for layer in layers)
     where = "" if layers is None else f"[{', '.join(map(str, layers))}]"
-    return Read(f"{owner}.{name}{where}", features.axes(name), tuple(tuple(t.shape) for t in picked))
+    return Read(
+        f"{owner}.{name.removeprefix(PREFIX)}{where}", features.axes(name), tuple(tuple(t.shape) for t in picked)
+    )
 
 
 def _source(source: Source) -> tuple[str, Sequence[int] | None]:
@@ -417,8 +418,13 @@ def _source(source: Source) -> tuple[str, Sequence[int] | None]:
 
 
 def _place(owner: str, source: Source) -> str:
-    feature, layers = _source(source)
-    return f"{owner}.{feature}" + ("" if layers is None else f"[{', '.join(map(str, layers))}]")
+    """What a side of a match reads, in brackets where it is several features."""
+    places = []
+    for each in source.each:
+        feature, layers = _source(each)
+        where = "" if layers is None else f"[{', '.join(map(str, layers))}]"
+        places.append(f"{owner}.{feature.removeprefix(PREFIX)}{where}")
+    return places[0] if len(places) == 1 else f"({', '.join(places)})"
 
 
 def _further(owner: str, features: Features, told: Collection[str], plain: Collection[str]) -> list[Read]:

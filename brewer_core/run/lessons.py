@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, rows, split
 from brewer_core.cache import shared
+from brewer_core.captures import PathError, capturing
 from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
 from brewer_core.config.optimization import Optimization
 from brewer_core.engine import Duration
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
-from brewer_core.objective import Objective
+from brewer_core.objective import Objective, path_problems, places_of
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
@@ -119,8 +121,10 @@ def distill_lesson(
         for task, sample in _loaders(assembly, sets, stage.training, "sample", drawn=False).items()
     }
     first, sample = next(iter(samples.items()))
-    known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, teaching.arguments)
-    answers = teaching.answers(samples)
+    _check_paths(stage.distillation, path, student.model, teaching)
+    with _placed(stage.distillation, path):
+        known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, teaching)
+        answers = teaching.answers(samples)
     own, infos = ModelInfo.of(stage.student, known), teaching.infos(answers)
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
         objective = _objective(assembly, stage.distillation, path, own, infos)
@@ -153,7 +157,7 @@ def distill_lesson(
         stage.training,
         adaptors,
         tuple(live.model for name, live in teaching.live.items() if name not in gone),
-        notes(decisions),
+        [*teaching.notes, *notes(decisions)],
         asked,
         decisions,
     )
@@ -166,6 +170,26 @@ def _objective(
         return Objective.from_config(config, assembly.registry, student, teachers)
     except ConfigError as error:
         raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
+
+
+def _check_paths(config: DistillationConfig, path: str, student: nn.Module, teaching: Teaching) -> None:
+    """Raises ConfigError where a match names a module that its model has not."""
+    teachers = {name: live.model for name, live in teaching.live.items()}
+    problems = path_problems(config.matches, student, teachers)
+    if problems:
+        raise ConfigError([f"{path}.distillation.{problem}" for problem in problems], "config")
+
+
+@contextmanager
+def _placed(config: DistillationConfig, path: str) -> Iterator[None]:
+    """What is wrong with a path that a match names is told with its place in the config."""
+    try:
+        yield
+    except PathError as error:
+        places = places_of(error.name, config.matches) or [""]
+        raise ConfigError(
+            [f"{path}.distillation.{place}: {str(error).rstrip('.')}" for place in places], "config"
+        ) from error
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
@@ -199,6 +223,8 @@ def _check_tasks(strategy: Strategy, stage: DistillStage, path: str, tasks: Sequ
         )
 
 
-def _features(model: nn.Module, adaptor: Callable[..., Any], batch: Any, arguments: Mapping[str, Any]) -> Features:
-    with evaluating(model), torch.no_grad():
-        return Features.of(adaptor(batch, call_model(model, model_inputs(batch), arguments)))
+def _features(model: nn.Module, adaptor: Callable[..., Any], batch: Any, teaching: Teaching) -> Features:
+    """All layers of what is read of the student, for a few rows."""
+    with evaluating(model), torch.no_grad(), capturing(model, teaching.needs.student, "student") as capture:
+        outputs = call_model(model, model_inputs(batch), teaching.arguments)
+        return capture.added_to(Features.of(adaptor(batch, outputs)))

@@ -239,6 +239,7 @@ class _Run:
                 lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
             outcome, model = self._train(lesson, folder, stage.name, name, model)
         self.assembly.replace_model(name, model)
+        self.assembly.read_nothing()
         self.outcomes[name] = outcome
 
     def _finished(self, folder: Path, model: LoadedModel) -> Outcome | None:

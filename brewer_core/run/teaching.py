@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from brewer_core.architectures import anatomy_of
 from brewer_core.cache import CachedTeacher, chosen
-from brewer_core.config import DistillationConfig, DistillStage
+from brewer_core.captures import fused
+from brewer_core.config import DistillationConfig, DistillStage, IntermediateMatch
 from brewer_core.config.run import TeacherRef
-from brewer_core.features import Features, features_read
+from brewer_core.features import ATTENTION, Features, features_read
 from brewer_core.learner import Learner
 from brewer_core.objective import Objective
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
@@ -23,15 +25,17 @@ from brewer_core.teachers import LiveTeacher
 class Teaching:
     """The teachers of a stage, live, by their names in it.
 
-    arguments: what is added to each call of the student, so that it gives what is read of it.
+    arguments: what is added to each call of the student, so that it gives what is read of it. needs: what is read, all layers of it.
+    notes: of each model whose attention is computed otherwise, as it is read.
     """
 
     def __init__(self, assembly: Assembly, stage: DistillStage, strategy: Strategy, student: LoadedModel) -> None:
         self._assembly, self._stage = assembly, stage
         self._refs, self._several_tasks = named_teachers(stage), strategy.several_tasks
-        self._needs = _needs(strategy, stage.distillation, list(self._refs))
-        self._read = _asked_of_models(self._needs, stage.student, self._refs)
-        self.arguments = dict(student.forward_arguments(self._read[stage.student]))
+        self.needs = _needs(strategy, stage.distillation, list(self._refs))
+        self.notes: list[str] = []
+        self._read = _asked_of_models(self.needs, stage.student, self._refs)
+        self.arguments = dict(self._told(stage.student, student))
         given = {name: self._arguments(name) for name in self._read if name != stage.student}
         given.setdefault(stage.student, self.arguments)
         self.live = {name: self._teacher(ref, given[ref.model]) for name, ref in self._refs.items()}
@@ -39,7 +43,7 @@ class Teaching:
     def answers(self, samples: Mapping[str, Batch]) -> dict[str, Features]:
         """All layers of what is read of each teacher, for a few rows of its task."""
         return {
-            name: self.live[name].features(samples[ref.task or ""], features_read(self._needs.teacher(name)))
+            name: self.live[name].features(samples[ref.task or ""], features_read(self.needs.teacher(name)))
             for name, ref in self._refs.items()
         }
 
@@ -73,7 +77,16 @@ class Teaching:
 
     def _arguments(self, model: str) -> Mapping[str, Any]:
         """What is added to each call of a model, which is made to give what is read of it."""
-        return self._assembly.model(model).forward_arguments(self._read[model])
+        return self._told(model, self._assembly.model(model))
+
+    def _told(self, name: str, model: LoadedModel) -> Mapping[str, Any]:
+        settings = anatomy_of(model.model).settings
+        before = fused(settings)
+        arguments = model.forward_arguments(self._read[name])
+        if before and not fused(settings):
+            read = ", ".join(sorted(ATTENTION & self._read[name]))
+            self.notes.append(f"{name} computes attention as a whole (eager, not {before}), which {read} need")
+        return arguments
 
     def _teacher(self, ref: TeacherRef, arguments: Mapping[str, Any]) -> LiveTeacher:
         assembly = self._assembly
@@ -119,14 +132,20 @@ def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[st
     """What the models must give: asked before the objective is there, which needs the widths of all layers."""
     own = strategy.needs(Objective(None))
     logits = frozenset({"logits"})
-    of_all = {match.feature for match in config.matches if match.teacher is None}
+    of_all = {name for match in config.matches if match.teacher is None for name in _names(match, "T")}
     of_all |= logits if config.compares_logits else frozenset()
     by_teacher = {
-        name: own.teacher(name) | {m.feature for m in config.matches if m.teacher in (name, i, i - len(teachers))}
+        name: own.teacher(name).union(
+            *(_names(match, "T") for match in config.matches if match.teacher in (name, i, i - len(teachers)))
+        )
         for i, name in enumerate(teachers)
     }
-    matched = {match.feature for match in config.matches}
+    matched = {name for match in config.matches for name in _names(match, "S")}
     return Needs(own.student | logits | matched, own.every_teacher | of_all, by_teacher)
+
+
+def _names(match: IntermediateMatch, side: Literal["T", "S"]) -> frozenset[str]:
+    return frozenset(read.feature for read in match.reads(side))
 
 
 def _asked_of_models(needs: Needs, student: str, teachers: Mapping[str, TeacherRef]) -> dict[str, frozenset[str]]:

@@ -81,7 +81,9 @@ def _compiled(models: Sequence[nn.Module], backend: bool | str, path: str) -> It
     for model in models:
         model.compile(**({} if backend is True else {"backend": backend}))
     try:
-        yield
+        # Hooks come and go with what is captured in a forward pass; torch would not look whether they have.
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            yield
     finally:
         for model, call in zip(models, before, strict=True):
             model._compiled_call_impl = call  # torch has no public way back

@@ -21,6 +21,8 @@ from brewer_core import LoadedModel, RequestError, Task, hookimpl
 Scalar = bool | int | float | str | None
 _OF_THE_RUN = ("num_labels", "id2label", "label2id", "problem_type")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+_WHOLE_ATTENTION = frozenset(f"{of}{name}" for of in ("", "decoder_", "cross_") for name in ("attention", "scores"))
+"""Features that a model holds only where its attention is eager."""
 _TOKENS = ("pad", "bos", "eos", "cls", "sep")
 
 
@@ -165,9 +167,9 @@ def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
 
     def forward_arguments(needs: frozenset[str]) -> Mapping[str, Any]:
         arguments = {"output_hidden_states": True} if "hidden" in needs else {}
-        if "attention" in needs:
+        if needs & _WHOLE_ATTENTION:
             model.set_attn_implementation("eager")  # the others never hold the attention as a whole
-            arguments["output_attentions"] = True
+            arguments |= {"output_attentions": True} if "attention" in needs else {}
         elif own_attention is not None and model.config._attn_implementation != own_attention:
             model.set_attn_implementation(own_attention)  # an earlier stage read attention
         return arguments

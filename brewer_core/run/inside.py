@@ -1,0 +1,241 @@
+"""What a match can name inside a model: its short names and the paths of its modules, with shapes from one dummy forward pass.
+
+Shapes: B rows, L tokens, M tokens of a decoder, H heads, D width, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brewer_core.architectures import anatomy_of
+from brewer_core.captures import capturing
+from brewer_core.errors import MissingExtraError, RequestError
+from brewer_core.features import Features
+
+ROWS, TOKENS, DECODED = 2, 7, 5
+"""Of the dummy forward pass; few, and unlike one another, so that an axis is known by its size."""
+
+_CONFIG = "config.json"
+_SUBFOLDERS = ("student", "model")  # of a run, and of its stages
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+
+
+@dataclass(frozen=True)
+class ListedFeature:
+    """A short name. shapes: of each layer; of the only tensor where it has no layers."""
+
+    name: str
+    in_layers: bool
+    axes: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ListedModule:
+    """A module that ran. returned: the shapes of what it returned, by the keys that lead to them; "" for a single tensor."""
+
+    path: str
+    kind: str
+    returned: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What is inside a model.
+
+    decodes: whether it was given tokens for its decoder. reason: why no short name is known, where none is.
+    """
+
+    model: str
+    features: tuple[ListedFeature, ...]
+    modules: tuple[ListedModule, ...]
+    decodes: bool
+    reason: str = ""
+
+
+def model_folder(target: str) -> Path:
+    """The folder of a Hugging Face model: itself, in a run's folder, beside a file of weights, or in an installed distribution.
+
+    Raises RequestError where there is none.
+    """
+    path = Path(target)
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        for folder in (path, *_below(path)):
+            if _is_model(folder / _CONFIG):
+                return folder
+        raise RequestError(
+            f"{target} holds no model of transformers: there is no {_CONFIG} with a model_type in it, nor in its "
+            f"{' or '.join(f'{name}/' for name in _SUBFOLDERS)}; its features cannot be listed."
+        )
+    return _of_distribution(target)
+
+
+def look_inside(folder: Path) -> Inside:
+    """What the model of a folder has inside: built from its config alone, and run once on two rows.
+
+    Weights are not read; where the model can, it runs without any memory for them. Code that comes with a model is never run.
+    Raises RequestError for one that transformers cannot make or run.
+    """
+    config, make = _told(folder)
+    decodes = bool(getattr(config, "is_encoder_decoder", False))
+    problems: list[Exception] = []
+    for device, masked, decoded in itertools.product(
+        ("meta", "cpu"), (False, True), (True, False) if decodes else (False,)
+    ):
+        try:
+            return _looked(_made(make, config, device), device, masked, decoded)
+        except (
+            Exception
+        ) as error:  # whatever a model raises that is run so; it may want other inputs, or look at their values
+            problems.append(error)
+    raise RequestError(
+        f"{folder}: its {config.model_type} model cannot be run on {ROWS} texts of {TOKENS} tokens ({_line(problems[-1])}); its features "
+        "cannot be listed."
+    ) from problems[-1]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Where a run's folder, or that of a stage, has its model."""
+    for name in _SUBFOLDERS:
+        if (folder / name).is_dir():
+            yield folder / name
+            yield from _below(folder / name)
+
+
+def _is_model(file: Path) -> bool:
+    """Whether a file is a model's config, and not a run's, which bears the same name."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
+def _of_distribution(name: str) -> Path:
+    try:
+        brought = metadata.files(name) or []
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise RequestError(
+            f"{name} is neither a file or folder nor an installed distribution; name a model's folder, a run's, or a distribution "
+            "that holds a model."
+        ) from error
+    beside = {file.parent for file in brought if file.name.endswith(_WEIGHTS)}
+    folders = [Path(str(file.locate())).parent for file in brought if file.name == _CONFIG and file.parent in beside]
+    models = [folder for folder in folders if _is_model(folder / _CONFIG)]
+    if len(models) != 1:
+        raise RequestError(
+            f"the distribution {name} holds {len(models)} folders with a model of transformers; expected one, so name a folder."
+        )
+    return models[0]
+
+
+def _told(folder: Path) -> tuple[Any, Callable[[Any], Any]]:
+    """The config of a folder's model, and what makes the model of it: the class that it was saved as, else its body's."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            "the features of a model need transformers; install it with: pip install 'brewer-core[hf]'"
+        ) from error
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # of any library, for a folder of any age
+            raise RequestError(f"{folder} holds no model that transformers knows ({_line(error)}).") from error
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    # the file may hold any name of the library's
+    models = [each for each in named if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
+    return config, models[0] if models else transformers.AutoModel.from_config
+
+
+def _made(make: Callable[[Any], Any], config: Any, device: str) -> Any:
+    config._attn_implementation = "eager"
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # classifiers of decoders look for it
+    if getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0  # and those of encoder-decoders for this
+    with _quiet(), torch.device(device), torch.random.fork_rng(devices=[]):
+        return make(config).eval()
+
+
+def _looked(model: Any, device: str, masked: bool, decoded: bool) -> Inside:
+    anatomy = anatomy_of(model)
+    returned: dict[str, Mapping[str, tuple[int, ...]]] = {}
+    handles = [
+        module.register_forward_hook(lambda _m, _i, output, path=path: returned.update({path: dict(_shapes(output))}))
+        for path, module in model.named_modules()
+        if path
+    ]
+    try:
+        with _quiet(), torch.no_grad(), capturing(model, list(anatomy.features), "model") as capture:
+            outputs = model(**_inputs(model.config, device, masked, decoded))
+    finally:
+        for handle in handles:
+            handle.remove()
+    logits = getattr(outputs, "logits", None)
+    found = capture.added_to(Features.of({} if logits is None else {"logits": logits}))
+    features = [_listed(name, found, anatomy.features) for name in ["logits", *anatomy.features] if found.get(name)]
+    kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+    modules = [ListedModule(path, kinds[path], returned[path]) for path in kinds if returned.get(path)]
+    return Inside(type(model).__name__, tuple(features), tuple(modules), decoded, anatomy.reason)
+
+
+def _inputs(config: Any, device: str, masked: bool, decoded: bool) -> dict[str, Tensor]:
+    made = {"input_ids": torch.full((ROWS, TOKENS), 3, device=device)}
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < getattr(config, "vocab_size", 0) and device != "meta":
+        made["input_ids"][:, -1] = end  # classifiers of encoder-decoders look for it
+    made |= {"attention_mask": torch.ones_like(made["input_ids"])} if masked else {}
+    return made | ({"decoder_input_ids": torch.full((ROWS, DECODED), 3, device=device)} if decoded else {})
+
+
+def _listed(name: str, found: Features, known: Mapping[str, Any]) -> ListedFeature:
+    shapes = tuple(tuple(tensor.shape) for tensor in found[name])
+    return ListedFeature(name, name in known and known[name].in_layers, found.axes(name), shapes)
+
+
+def _shapes(output: Any, path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The shapes of the tensors in an output, by the keys that lead to them as a path has them: `[0]`, `[logits]`."""
+    if isinstance(output, Tensor):
+        yield path, tuple(output.shape)
+        return
+    if isinstance(output, (list, tuple)):
+        output = dict(enumerate(output))
+    if isinstance(output, Mapping):
+        for key, inner in output.items():
+            yield from _shapes(inner, f"{path}[{key}]")
+
+
+def _line(error: Exception) -> str:
+    """What a library said, on one line and not for long."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports of transformers, whose settings are put back afterwards; nor warnings of what a dummy pass meets."""
+    import warnings
+
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # not typed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
