@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,10 +13,15 @@ from brewer_core.config.base import Bool, Config, Float, FrozenOptions, Int, Tex
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def _layers(value: Any) -> int | tuple[int, ...]:
+
+def _layers(value: Any) -> int | tuple[int, ...] | None:
+    if value is None:
+        return None
     several = value if isinstance(value, (list, tuple)) else [value]
-    if several and all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in several):
+    if several and all(map(_is_layer, several)):
         layers = tuple(map(int, several))
         return layers if several is value else layers[0]
     raise PydanticCustomError(
@@ -32,10 +37,60 @@ def _teacher(value: Any) -> str | int | None:
     )
 
 
+LAYER_MAPS = ("uniform", "skip", "last", "first", "cka")
+"""Words for which layer of the teacher teaches which of the student."""
+
+
+def _layer_map(value: Any) -> str | tuple[tuple[int, int], ...]:
+    if isinstance(value, str) and value in LAYER_MAPS:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(map(_is_pair, value)):
+        return tuple((int(teacher), int(student)) for teacher, student in value)
+    raise PydanticCustomError(
+        "text",
+        "expected {words}, or pairs of a teacher's layer and a student's such as [[3, 1], [6, 2]], not {value}",
+        {"words": ", ".join(LAYER_MAPS), "value": shown(value)},
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_layer, value))
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 Layers = Annotated[
     Any,
     PlainValidator(_layers),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+LayerMap = Annotated[
+    Any,
+    PlainValidator(lambda value: None if value is None else _layer_map(value)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(LAYER_MAPS)},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                    "minItems": 1,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 
 _PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_dim, optimizer group]'
@@ -44,10 +99,13 @@ _PROJ_FORM = '"linear", {"name": "linear"} or ["linear", student_dim, teacher_di
 class IntermediateMatch(Config):
     """A loss between intermediate features of teacher and student."""
 
-    layer_T: Layers
+    layer_T: Layers = None
     """The teacher's layer, an index into what its adaptor returns; a list of two for losses on pairs of layers."""
-    layer_S: Layers
+    layer_S: Layers = None
     """The student's layer, likewise."""
+    layers: LayerMap = None
+    """In place of both: `uniform`, `skip`, `last`, `first`, `cka`, or pairs `[[teacher's layer, student's layer], ...]`; a match for
+    each pair, with this weight each."""
     weight: Float
     """The factor of this loss in the total."""
     loss: Annotated[ComponentRef, OfKind("match_loss", callables=True)]
@@ -57,7 +115,8 @@ class IntermediateMatch(Config):
     proj: Annotated[
         ComponentRef | None, OfKind("projection", optional=True, widths=True, callables=True, expected=_PROJ_FORM)
     ] = None
-    """The projection of the student's features to the teacher's width."""
+    """The projection of the student's features to the teacher's width; with `layers` one for each pair, which is `linear` where it is
+    absent, the widths differ and the loss compares equal ones."""
     proj_dims: tuple[Int, Int] | None = None
     """Student and teacher width, where the list form of `proj` gave them; else they are read from the models."""
     proj_optimizer: FrozenOptions | None = None
@@ -68,6 +127,15 @@ class IntermediateMatch(Config):
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}),
     ] = None
     """Which of several teachers: its name, or its position in the list."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_layers(self) -> Self:
+        missing = [key for key in ("layer_T", "layer_S") if getattr(self, key) is None]
+        if self.layers is None and missing:
+            raise PydanticCustomError("text", "{key} is missing; give it, or layers", {"key": missing[0]})
+        if self.layers is not None and len(missing) < 2:
+            raise PydanticCustomError("text", "layers stand in place of layer_T and layer_S; give one or the other")
+        return self
 
     @model_validator(mode="before")
     @classmethod

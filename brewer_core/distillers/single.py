@@ -48,6 +48,8 @@ class BasicDistiller(Trains):
     adaptor_T, adaptor_S: turn (batch, model outputs) into features.
     registry: where components are looked up; the default one if None.
     strategy: who teaches what, by name, as `{"name": ..., options}`, or as a Strategy.
+    sample: a batch, which the models are run on here, so that numbers and widths of their layers are known: matches may then
+    name `layers` by a word, and projections need no widths. The models must give what matches read without further arguments.
     Raises ConfigError where the distillation config names what does not exist.
     """
 
@@ -62,6 +64,7 @@ class BasicDistiller(Trains):
         *,
         registry: Registry | None = None,
         strategy: str | Mapping[str, Any] | Strategy | type[Strategy] = "general",
+        sample: Any = None,
     ) -> None:
         self.t_config = train_config
         self.d_config = distill_config
@@ -71,16 +74,18 @@ class BasicDistiller(Trains):
         self.adaptor_S = adaptor_S
         self._door = Door(train_config, registry or default_registry())
         self._modes = Modes()
-        infos = self._infos()
+        terms = self._terms(distill_config)
+        known = self._door.known(sample, model_S, adaptor_S, self._taught_by(), terms)
         self._objective = Objective.from_config(
-            self._terms(distill_config),
+            known.config,
             self._door.registry,
-            teachers=infos,
+            known.student,
+            known.teachers,
             extra=self._further_terms,
             source=self._source,
         )
         self._strategy = self._door.strategy(strategy)
-        self._parts = self._door.build(self._strategy, infos)
+        self._parts = self._door.build(self._strategy, known.student, known.teachers)
 
     @property
     def _source(self) -> str:
@@ -133,6 +138,7 @@ class GeneralDistiller(BasicDistiller):
         *,
         registry: Registry | None = None,
         strategy: str | Mapping[str, Any] | Strategy | type[Strategy] = "general",
+        sample: Any = None,
     ) -> None:
         self._custom_matches = tuple(custom_matches or ())
         super().__init__(
@@ -144,6 +150,7 @@ class GeneralDistiller(BasicDistiller):
             adaptor_S,
             registry=registry,
             strategy=strategy,
+            sample=sample,
         )
 
     def _terms(self, config: DistillationConfig) -> DistillationConfig:

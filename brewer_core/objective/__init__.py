@@ -1,6 +1,8 @@
 """The objective: every term of a run's loss, with its weight, schedule, projection and name."""
 
 from brewer_core.objective.builder import Builder, bind_ref
+from brewer_core.objective.layer_search import searched, with_pairs
+from brewer_core.objective.layers import Pairs
 from brewer_core.objective.logit_term import LogitTerm, probability_shift
 from brewer_core.objective.match_term import MatchTerm, Source
 from brewer_core.objective.objective import KD_TERM, LABEL_TERM, Objective
@@ -13,8 +15,11 @@ __all__ = [
     "LogitTerm",
     "MatchTerm",
     "Objective",
+    "Pairs",
     "Source",
     "Weight",
     "bind_ref",
     "probability_shift",
+    "searched",
+    "with_pairs",
 ]

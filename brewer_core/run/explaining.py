@@ -281,7 +281,8 @@ class _Stage:
 
     def _match(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
         match, (student, teacher) = heard.matches[name], heard.read[name]
-        config = self._distillation().matches[list(heard.matches).index(name)]
+        config = match.written
+        assert config is not None  # a run's matches are those of its config
         owner = match.teacher or next(iter(watching.teachers))
         loss, own = self._used("loss", config.loss), _place(self.own, match.sources[0])
         used, expression, projected = [loss], own, None
