@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from brewer_core import distiller_utils as distiller_utils
     from brewer_core import presets as presets
     from brewer_core import utils as utils
+    from brewer_core.balancing import Balance as Balance
+    from brewer_core.balancing import Balancer as Balancer
     from brewer_core.cache import CachedTeacher as CachedTeacher
     from brewer_core.cache import CacheFormat as CacheFormat
     from brewer_core.components import KINDS as KINDS
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "balancing": ("Balance", "Balancer"),
     "cache": ("CacheFormat", "CachedTeacher"),
     "components": ("KINDS", "component"),
     "config": ("DistillationConfig", "RunConfig", "TrainingConfig"),

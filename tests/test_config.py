@@ -63,6 +63,7 @@ def test_the_defaults_of_a_distillation_are_textbrewers():
         "probability_shift": False,
         "intermediate_matches": None,
         "is_caching_logits": False,
+        "balancer": None,
     }
 
 

@@ -34,13 +34,14 @@ def example(name: str) -> str:
 
 def test_there_is_exactly_one_hook_a_kind() -> None:
     assert set(SPECIFICATIONS) == {kind.hook for kind in KINDS.values()}
-    assert len(SPECIFICATIONS) == len(KINDS) == 12
+    assert len(SPECIFICATIONS) == len(KINDS) == 13
 
 
 def test_hooks_are_called_as_the_contract_says() -> None:
     assert sorted(SPECIFICATIONS) == [
         "brewer_adaptors",
         "brewer_augmentations",
+        "brewer_balancers",
         "brewer_datasets",
         "brewer_kd_losses",
         "brewer_match_losses",

@@ -188,6 +188,10 @@ class DistillationConfig(PositionalConfig):
     """Losses between intermediate features."""
     is_caching_logits: Bool = False
     """Compute what is read of the teacher once for each row, and keep it on disk: in `output_dir`, unless the training has a cache."""
+    balancer: Annotated[ComponentRef | None, OfKind("balancer", optional=True, callables=True)] = None
+    """Weighs the terms against one another beside their weights: `fixed`, `ratio`, `uncertainty`, `gradnorm`."""
+
+    _keyword_only: ClassVar[tuple[str, ...]] = ("balancer",)
 
     _positional_defaults: ClassVar[dict[str, Any]] = {
         "temperature_scheduler": "none",

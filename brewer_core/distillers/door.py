@@ -24,7 +24,7 @@ from brewer_core.distillers.draws import GlobalDraws
 from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
 from brewer_core.distillers.sampling import Known, Sampling
-from brewer_core.engine import Engine, Settings, steps_per_epoch
+from brewer_core.engine import FACTOR, Engine, Settings, steps_per_epoch
 from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
@@ -92,6 +92,7 @@ class Door:
             lesson.objective,
             lesson.strategy,
             parts=lesson.parts,
+            balancer=lesson.balancer,
             precision=self.config.autocast,
             arguments=arguments,
             model_inputs=self._without_keys(lesson.teachers),
@@ -228,7 +229,8 @@ def pick_device(name: str) -> torch.device:
 
 def _tag(name: str) -> str:
     """TextBrewer's tag in TensorBoard."""
-    return f"scalar/{name}" if name in ("total_loss", "learning_rate", "steps_per_s") else f"scalar/unweighted_{name}"
+    weighed = name not in ("total_loss", "learning_rate", "steps_per_s") and not name.startswith(FACTOR)
+    return f"scalar/unweighted_{name}" if weighed else f"scalar/{name}"
 
 
 def _warn_of_ignored(config: TrainingConfig) -> None:

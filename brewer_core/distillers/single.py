@@ -13,7 +13,7 @@ from brewer_core.distillers.door import Door, warn
 from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.modes import Modes
 from brewer_core.distillers.trains import Trains
-from brewer_core.objective import Builder, MatchTerm, Objective
+from brewer_core.objective import Builder, MatchTerm, Objective, balancer_of
 from brewer_core.plugins import default_registry
 from brewer_core.protocols import ModelInfo, Strategy
 from brewer_core.registry import Registry
@@ -86,6 +86,7 @@ class BasicDistiller(Trains):
         )
         self._strategy = self._door.strategy(strategy)
         self._parts = self._door.build(self._strategy, known.student, known.teachers)
+        self._balancer = balancer_of(known.config, self._door.registry, self._objective, self._strategy)
 
     @property
     def _source(self) -> str:
@@ -114,6 +115,7 @@ class BasicDistiller(Trains):
             self._objective,
             self._strategy,
             self._parts,
+            self._balancer,
             self._taught_by(),
             remembering=self.d_config.is_caching_logits,
         )

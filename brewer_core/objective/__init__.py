@@ -1,5 +1,6 @@
 """The objective: every term of a run's loss, with its weight, schedule, projection and name."""
 
+from brewer_core.objective.balance import balancer_of
 from brewer_core.objective.builder import Builder, bind_ref
 from brewer_core.objective.layer_search import searched, with_pairs
 from brewer_core.objective.layers import Pairs
@@ -18,6 +19,7 @@ __all__ = [
     "Pairs",
     "Source",
     "Weight",
+    "balancer_of",
     "bind_ref",
     "probability_shift",
     "searched",

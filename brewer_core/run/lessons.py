@@ -19,7 +19,7 @@ from brewer_core.engine import Duration
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
-from brewer_core.objective import Objective, Pairs, searched, with_pairs
+from brewer_core.objective import Objective, Pairs, balancer_of, searched, with_pairs
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
@@ -135,12 +135,15 @@ def distill_lesson(
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
         objective = _objective(assembly, with_pairs(stage.distillation, layers), path, own, infos)
         parts = strategy.build(own, infos)
+        with _below(path):
+            balancer = balancer_of(stage.distillation, assembly.registry, objective, strategy)
     learner = Learner(
         student.model,
         adaptors if strategy.several_tasks else adaptors[first],
         objective,
         strategy,
         parts=parts,
+        balancer=balancer,
         precision=assembly.config.precision,
         arguments=teaching.arguments,
         model_inputs=model_inputs,
