@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from brewer_core import distiller_utils as distiller_utils
     from brewer_core import presets as presets
     from brewer_core import utils as utils
-    from brewer_core.balancing import Balance as Balance
-    from brewer_core.balancing import Balancer as Balancer
     from brewer_core.cache import CachedTeacher as CachedTeacher
     from brewer_core.cache import CacheFormat as CacheFormat
     from brewer_core.components import KINDS as KINDS
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from brewer_core.features import Feature as Feature
     from brewer_core.features import Features as Features
     from brewer_core.hookspecs import hookimpl as hookimpl
+    from brewer_core.objective import Balance as Balance
+    from brewer_core.objective import Balancer as Balancer
     from brewer_core.plugins import default_registry as default_registry
     from brewer_core.presets import ADAPTOR_KEYS as ADAPTOR_KEYS
     from brewer_core.presets import FEATURES as FEATURES
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "balancing": ("Balance", "Balancer"),
     "cache": ("CacheFormat", "CachedTeacher"),
     "components": ("KINDS", "component"),
     "config": ("DistillationConfig", "RunConfig", "TrainingConfig"),
@@ -92,6 +91,7 @@ _HOMES = {
     ),
     "features": ("Counts", "Feature", "Features"),
     "hookspecs": ("hookimpl",),
+    "objective": ("Balance", "Balancer"),
     "plugins": ("default_registry",),
     "presets": (
         "ADAPTOR_KEYS",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import pluggy
 
 if TYPE_CHECKING:
-    from brewer_core.balancing import Balancer
+    from brewer_core.objective import Balancer
     from brewer_core.protocols import (
         AdaptorType,
         Augmentation,
@@ -339,7 +339,7 @@ def brewer_augmentations() -> Mapping[str, Augmentation]:  # type: ignore[empty-
 def brewer_balancers() -> Mapping[str, type[Balancer]]:  # type: ignore[empty-body]  # a specification has no body
     """Provide balancers, which weigh the terms of a total against one another.
 
-    A subclass of `brewer_core.Balancer`, built once a stage with (terms: the names of those that may have to be weighed) and its
+    A subclass of `brewer_core.Balancer`, built once a stage with (term_names, of those that may have to be weighed) and its
     options. It is an `nn.Module`: its parameters are trained, and they and its buffers are saved.
 
     Example:

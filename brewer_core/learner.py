@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from brewer_core.balancing import UNBALANCED, Balance, Balancer
 from brewer_core.batches import call_model, side
 from brewer_core.captures import capturing
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Features
-from brewer_core.objective import Objective
+from brewer_core.objective import UNBALANCED, Balance, Balancer, Objective
 from brewer_core.precision import autocast, full_precision
 from brewer_core.protocols import Batch, Step, Strategy
 

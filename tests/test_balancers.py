@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,21 +12,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from brewer_builtins.balancers import Fixed, GradNorm, Ratio, Uncertainty
 from brewer_builtins.strategies import General
 from brewer_core import Balance, Balancer, Counts, DistillationConfig, GeneralDistiller, RequestError, TrainingConfig
 from brewer_core.checkpoints import Checkpoints
+from brewer_core.config import parse_run_config
+from brewer_core.config.optimization import Optimization
 from brewer_core.engine import Duration, Engine, Settings
 from brewer_core.engine.balancing import Balancing, last_of_all
 from brewer_core.errors import BrewerError, ConfigError
 from brewer_core.learner import Balanced, Learner
 from brewer_core.listeners import Listener
 from brewer_core.objective import Objective, balancer_of
-from brewer_core.plugins import default_registry
+from brewer_core.plugins import build_registry, default_registry
 from brewer_core.processes import Processes
 from brewer_core.protocols import Step
+from brewer_core.run import run_config
+from brewer_core.run.assembly import Assembly
+from brewer_core.run.explaining import explain
+from brewer_core.run.training_modes import training_modes
 from brewer_core.teachers import LiveTeacher
+from runs import bert, brewer, distill, document, films, training, write_config
 from tiny import CountingAdaptor, Tiny, adaptor, assert_same, batches, table, weights
 from two_processes import in_each
 
@@ -77,7 +86,13 @@ def teacher() -> LiveTeacher:
 
 
 def engine(
-    balancer: Any, *, dropout: float = 0.0, optimizer: Any = None, folder: Path | None = None, **settings: Any
+    balancer: Any,
+    *,
+    dropout: float = 0.0,
+    optimizer: Any = None,
+    folder: Path | None = None,
+    in_parts: bool = False,
+    **settings: Any,
 ) -> Engine:
     made = learner_of(balancer, dropout)
     made_optimizer = (optimizer or (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1)))(made.student.parameters())
@@ -89,6 +104,7 @@ def engine(
         settings=Settings(**{"log_every_steps": 1, "loss_normalization": "step", **settings}),
         listeners=[Figures()],
         checkpoints=Checkpoints(folder, keep_last=100) if folder else None,
+        in_parts=in_parts,
     )
 
 
@@ -147,7 +163,9 @@ def test_ratio_scales_each_term_to_the_reference(reference: str | None) -> None:
         for name in set(TERMS) - {reference or "kd_loss"}:
             assert logged[f"factor/{name}"] == pytest.approx(factors[name])
         assert logged["total_loss"] == pytest.approx(own * sum(WEIGHTS.values()), rel=1e-5)
-        assert {name: logged[name] for name in TERMS} == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-5)
+        assert {name: logged[name] for name in TERMS} == pytest.approx(
+            {n: v.item() for n, v in losses.items()}, rel=1e-5
+        )
         plain.down(sum(WEIGHTS[name] * factors[name] * loss for name, loss in losses.items()))
     assert_same(student_of(made), weights(plain.student), atol=1e-6, rtol=1e-5)
 
@@ -353,7 +371,44 @@ def test_two_processes_balance_as_one_does(function: Callable[[int], dict[str, A
         assert_same(first[balancer], of_processes(balancer, Processes()), atol=1e-5, rtol=1e-4)
 
 
+def in_parts_of_two(rank: int) -> dict[str, Any]:
+    """What is learnt where each of two processes holds a part of the learner, and how gradients by a part are refused."""
+    processes, found = Processes.current(), {}
+    columns = table(48)
+    for balancer in ("ratio", "uncertainty"):
+        made = engine(balancer, in_parts=True)
+        rows = [{n: c[i : i + 8][processes.rank :: 2] for n, c in columns.items()} for i in range(0, 48, 8)]
+        made.train(rows, Duration(epochs=1))
+        found[balancer] = {
+            n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in made.learner.student.state_dict().items()
+        }
+    return {**found, "refused": message(RequestError, lambda: engine("gradnorm", in_parts=True))}
+
+
+def test_learners_in_parts_are_balanced_as_whole_ones(tmp_path: Path) -> None:
+    first, second = in_each(in_parts_of_two, tmp_path)
+    for balancer in ("ratio", "uncertainty"):
+        assert_same(first[balancer], second[balancer])
+        whole = of_processes(balancer, Processes())
+        assert_same(first[balancer], {n: whole[n] for n in first[balancer]}, atol=1e-5, rtol=1e-4)
+    assert first["refused"] == (
+        "the balancer GradNorm takes gradients by a weight of the student, of which each process has a part; do not shard the student, "
+        "or take another balancer."
+    )
+
+
 # Under fp16, and compiled
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_gradients_of_each_term_go_through_a_compiled_student(backend: str) -> None:
+    compiled, plain = (engine("gradnorm", optimizer=lambda p: torch.optim.SGD(p, lr=0.1)) for _ in range(2))
+    options = Optimization.from_dict({"steps": 3, "compile": backend})
+    with training_modes(compiled.learner.student, options, several_backward=True):
+        compiled.train(batches(table(), [8] * 3), Duration(epochs=1))
+    plain.train(batches(table(), [8] * 3), Duration(epochs=1))
+    assert_same(compiled.learner.state_dict(), plain.learner.state_dict(), atol=1e-6, rtol=1e-5)
+    assert compiled._gradients.balancing.state_dict() == {"place": "layers.0.weight"}
 
 
 def test_the_scale_of_fp16_has_no_effect_on_the_norms_of_gradients() -> None:
@@ -506,3 +561,53 @@ def test_the_default_of_a_balancer_defines_no_forward() -> None:
     with pytest.raises(NotImplementedError, match=r"^Balancer defines no forward$"):
         Balancer(("a",))({}, START)
     assert Fixed(("a",))({"a": torch.tensor(1.0)}, START) == Balance({}, {})
+
+
+# Runs
+
+pytest.importorskip("transformers", reason="runs need the extra hf")
+pytest.importorskip("pyarrow", reason="runs need the extra hf")
+
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def one_stage(balancer: Any, **more: Any) -> dict[str, Any]:
+    match = {"layers": "last", "feature": "hidden", "loss": "hidden_mse", "weight": 0.5}
+    distillation = {"kd_loss_type": "kl", "hard_label_weight": 1, "intermediate_matches": [match], "balancer": balancer}
+    return document(
+        models={"teacher": bert(16, 4, **STILL), "student": bert(8, 2, **STILL)},
+        stages=[distill(distillation=distillation, training=training(log_every_steps=1, **more))],
+    )
+
+
+@pytest.mark.parametrize("balancer", [*ALL, {"name": "ratio", "reference": "hard_label_loss"}])
+def test_explain_tells_the_total_that_is_trained_first(balancer: Any, tmp_path: Path) -> None:
+    registry = build_registry()
+    config = parse_run_config(one_stage(balancer), "config.json", registry)
+    (stage,) = explain(Assembly(config, films(tmp_path), registry, CPU))
+    (task,) = stage.tasks
+    run_config(config, output=tmp_path / "run", base_dir=tmp_path, registry=registry, device="cpu")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert task.total == pytest.approx(first["total_loss"], rel=1e-4)
+    assert stage.balancer is not None
+    assert stage.balancer.name == (balancer if isinstance(balancer, str) else "ratio")
+    assert stage.balancer_parameters == {"uncertainty": 4, "gradnorm": 4}.get(stage.balancer.name, 0)
+    if balancer == "uncertainty":
+        assert task.formula[0] == "1 * uncertainty(kl(student.logits, teacher.logits; T = 4))"
+        assert [(term.balance.factor, term.balance.penalty) for term in task.terms if term.balance] == [(0.5, 0.0)] * 4
+
+
+def test_explain_prints_the_balancer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert brewer("explain", write_config(films(tmp_path), one_stage("uncertainty"))) == 0
+    printed = capsys.readouterr().out
+    assert "balancer         uncertainty (brewer-core" in printed
+    assert "; it trains 4 parameters" in printed
+    assert ", balanced by 0.5, times 1 makes " in printed
+
+
+def test_a_balancer_of_a_run_that_cannot_be_made_is_told_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(films(tmp_path), one_stage({"name": "ratio", "reference": "labels"}))
+    assert brewer("run", config, "--dry-run") == 2
+    assert "stages[0].distillation.balancer: reference of the balancer `ratio` is 'labels'" in capsys.readouterr().err

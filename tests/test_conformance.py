@@ -34,6 +34,8 @@ ALLOWED_TO_SKIP = {
     "t_squared": {'it does not claim it: @component(claims=("t_squared",)) does'},
     "wrong_width": {"it compares similarities of tokens, so student and teacher may differ in width"},
     "no_gradient_to_teacher": {"it asks no teacher"},
+    "trains": {"it trains nothing"},
+    "split": {"it reads the losses of the whole step"},
     "sparse_teacher": {"it needs all of the teacher's logits: it does not declare @component(sparse=True)"},
 }
 

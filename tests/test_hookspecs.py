@@ -101,7 +101,8 @@ def test_the_example_of_a_hook_follows_the_rules_of_its_kind(name: str) -> None:
         "hookimpl": brewer_core.hookimpl,
         "component": brewer_core.component,
     }
-    namespace = {**given, "Strategy": brewer_core.Strategy, "__name__": "example"}
+    bases = {name: getattr(brewer_core, name) for name in ("Strategy", "Balancer", "Balance")}
+    namespace = {**given, **bases, "__name__": "example"}
     exec(compile(example(name), f"<example of {name}>", "exec"), namespace)
     plugin = type("Example", (), {name: staticmethod(namespace[name])})()
 

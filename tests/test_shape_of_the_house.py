@@ -40,7 +40,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "utils",
     ),
     1: ("components", "precision", "protocols"),
-    2: ("balancing", "batches", "captures", "config", "depth", "hookspecs", "registry"),
+    2: ("batches", "captures", "config", "depth", "hookspecs", "registry"),
     3: ("checkpoints", "objective", "packing", "plugins", "sharding", "teachers"),
     4: ("cache", "learner", "listeners"),
     5: ("engine", "progress"),

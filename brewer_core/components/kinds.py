@@ -78,7 +78,7 @@ _ALL = (
     Kind("dataset", "data", named=("task", "seed", "base_dir"), life="made"),
     Kind("metric", "metric", ("predictions", "references"), named=("task",)),
     Kind("augmentation", "data", ("tokens",), named=("generator",)),
-    Kind("balancer", "balancer", ("terms",), life="class"),
+    Kind("balancer", "balancer", ("term_names",), life="class"),
     Kind("tracker", "tracker", ("run_dir", "stage"), life="class"),
 )
 

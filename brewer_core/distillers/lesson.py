@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from brewer_core.balancing import Balancer
-from brewer_core.objective import Objective
+from brewer_core.objective import Balancer, Objective
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 
 Adaptor: TypeAlias = Callable[..., Any]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brewer_core.balancing import UNBALANCED, Balance, Balancer
 from brewer_core.engine.shares import Shares
 from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.learner import Balanced, Learner
+from brewer_core.objective import UNBALANCED, Balance, Balancer
 from brewer_core.processes import Processes
 from brewer_core.protocols import Step
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from brewer_core.balancing import Balancer
 from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.learner import Learner
+from brewer_core.objective import Balancer
 
 
 def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> None:

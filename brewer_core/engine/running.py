@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from brewer_core.balancing import UNBALANCED
 from brewer_core.engine.parameters import Trained, add_parameter_groups, check_parameters
 from brewer_core.errors import RequestError
 from brewer_core.learner import Balanced, Learner
+from brewer_core.objective import UNBALANCED
 from brewer_core.processes import Processes
 from brewer_core.sharding import device_mesh, regroup, shard_learner
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from brewer_core.balancing import Balance
 from brewer_core.batches import move_to_device, rows
 from brewer_core.engine.ahead import answered, side_of
 from brewer_core.engine.balancing import Balancing
@@ -24,6 +23,7 @@ from brewer_core.engine.shares import Counted, Shares, counted, of_all
 from brewer_core.errors import MemoryFullError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
+from brewer_core.objective import Balance
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, KeepingTeacher, Step, Strategy, Teacher
 from brewer_core.randomness import random_states, restore_random_states

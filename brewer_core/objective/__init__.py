@@ -1,6 +1,6 @@
 """The objective: every term of a run's loss, with its weight, schedule, projection and name."""
 
-from brewer_core.objective.balance import balancer_of
+from brewer_core.objective.balancing import UNBALANCED, Balance, Balancer, balancer_of
 from brewer_core.objective.builder import Builder, bind_ref
 from brewer_core.objective.layer_search import searched, with_pairs
 from brewer_core.objective.layers import Pairs
@@ -12,6 +12,9 @@ from brewer_core.objective.weight import Weight
 __all__ = [
     "KD_TERM",
     "LABEL_TERM",
+    "UNBALANCED",
+    "Balance",
+    "Balancer",
     "Builder",
     "LogitTerm",
     "MatchTerm",

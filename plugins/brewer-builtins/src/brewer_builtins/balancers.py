@@ -186,6 +186,7 @@ def brewer_balancers() -> dict[str, type[Balancer]]:
 
 
 def _ratio(reference: Tensor, loss: Tensor) -> Tensor:
+    reference, loss = reference.detach(), loss.detach()
     none = (loss == 0) | (reference == 0)
     return torch.where(none, 1.0, (reference / torch.where(none, 1.0, loss)).abs())
 
