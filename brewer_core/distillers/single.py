@@ -50,6 +50,7 @@ class BasicDistiller(Trains):
     strategy: who teaches what, by name, as `{"name": ..., options}`, or as a Strategy.
     sample: a batch, which the models are run on here, so that numbers and widths of their layers are known: matches may then
     name `layers` by a word, and projections need no widths. The models must give what matches read without further arguments.
+    Under torchrun it is the same batch in each process.
     Raises ConfigError where the distillation config names what does not exist.
     """
 

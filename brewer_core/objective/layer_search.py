@@ -34,7 +34,7 @@ def _products(states: Tensor) -> Tensor:
     centred = states.double() - states.double().mean(0)
     products = centred @ centred.mT
     norm = products.norm()
-    return products / norm if norm > 0 else products
+    return (products / norm if norm > 0 else products).cpu()  # the models may be tried on different devices
 
 
 def most_alike(likeness: Sequence[Sequence[float]]) -> list[int]:
