@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from brewer_core.features import Feature as Feature
     from brewer_core.features import Features as Features
     from brewer_core.hookspecs import hookimpl as hookimpl
+    from brewer_core.objective import Balance as Balance
+    from brewer_core.objective import Balancer as Balancer
     from brewer_core.plugins import default_registry as default_registry
     from brewer_core.presets import ADAPTOR_KEYS as ADAPTOR_KEYS
     from brewer_core.presets import FEATURES as FEATURES
@@ -89,6 +91,7 @@ _HOMES = {
     ),
     "features": ("Counts", "Feature", "Features"),
     "hookspecs": ("hookimpl",),
+    "objective": ("Balance", "Balancer"),
     "plugins": ("default_registry",),
     "presets": (
         "ADAPTOR_KEYS",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import pluggy
 
 if TYPE_CHECKING:
+    from brewer_core.objective import Balancer
     from brewer_core.protocols import (
         AdaptorType,
         Augmentation,
@@ -326,6 +327,34 @@ def brewer_augmentations() -> Mapping[str, Augmentation]:  # type: ignore[empty-
             @hookimpl
             def brewer_augmentations():
                 return {"reverse": reverse}
+
+    Returns:
+        A mapping from the name that configs use, an identifier, to the implementation.
+
+    Added in 0.1.
+    """
+
+
+@hookspec
+def brewer_balancers() -> Mapping[str, type[Balancer]]:  # type: ignore[empty-body]  # a specification has no body
+    """Provide balancers, which weigh the terms of a total against one another.
+
+    A subclass of `brewer_core.Balancer`, built once a stage with (term_names, of those that may have to be weighed) and its
+    options. It is an `nn.Module`: its parameters are trained, and they and its buffers are saved.
+
+    Example:
+        The whole of a plugin::
+
+            class Mean(Balancer):
+                '''The mean of the terms in place of their sum.'''
+
+                def forward(self, losses, step):
+                    share = torch.tensor(1 / max(len(losses), 1))
+                    return Balance({name: share.to(loss.device) for name, loss in losses.items()}, {})
+
+            @hookimpl
+            def brewer_balancers():
+                return {"mean": Mean}
 
     Returns:
         A mapping from the name that configs use, an identifier, to the implementation.

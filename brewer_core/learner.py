@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,22 @@ from brewer_core.batches import call_model, side
 from brewer_core.captures import Captures
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Features
-from brewer_core.objective import Objective
+from brewer_core.objective import UNBALANCED, Balance, Balancer, Objective
 from brewer_core.precision import autocast, full_precision
 from brewer_core.protocols import Batch, Step, Strategy
 
 Adaptor: TypeAlias = Callable[..., Any]
 
 
+class Balanced(NamedTuple):
+    """The unweighted losses of a batch by term, and what a balancer makes of them."""
+
+    losses: dict[str, Tensor]
+    balance: Balance
+
+
 class Learner(nn.Module):
-    """Student, its adaptor, the objective with its projections, and what the strategy trains.
+    """Student, its adaptor, the objective with its projections, its balancer, and what the strategy trains.
 
     One module, so that wrappers such as DDP and torch.compile see all of it. The student runs under autocast, the
     objective in float32. adaptor: for every task, or a mapping from task to adaptor.
@@ -34,6 +41,7 @@ class Learner(nn.Module):
         strategy: Strategy,
         *,
         parts: nn.Module | None = None,
+        balancer: Balancer | None = None,
         precision: str = "no",
         arguments: Mapping[str, Any] | None = None,
         model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
@@ -44,6 +52,7 @@ class Learner(nn.Module):
         self.objective = objective
         self.strategy = strategy
         self.parts = parts
+        self.balancer = balancer
         self.precision = precision
         self.arguments = dict(arguments or {})
         self.model_inputs = model_inputs
@@ -67,8 +76,32 @@ class Learner(nn.Module):
             self._captures = Captures(self.student, self.needs.student, "student")
         return self._captures
 
-    def forward(self, task: str, batch: Batch, teachers: Mapping[str, Features], step: Step) -> dict[str, Tensor]:
-        """The unweighted losses of a batch by term. Raises AdaptorError where there is none."""
+    def balance(self, losses: Mapping[str, Tensor], terms: Sequence[str], step: Step) -> Balance:
+        """What the balancer makes of those of the losses that are named; nothing without one."""
+        if self.balancer is None:
+            return UNBALANCED
+        given = {name: losses[name].detach() for name in terms if name in losses}
+        made: Balance = self.balancer(given, step)
+        return made
+
+    def balanced_terms(self, weights: Mapping[str, float]) -> tuple[str, ...]:
+        """The terms that the balancer weighs now: those that it knows, and whose weight is not 0."""
+        known = () if self.balancer is None else self.balancer.terms
+        return tuple(name for name in known if weights.get(name, 1.0) != 0)
+
+    def forward(
+        self,
+        task: str,
+        batch: Batch,
+        teachers: Mapping[str, Features],
+        step: Step,
+        balanced: Sequence[str] | None = None,
+    ) -> dict[str, Tensor] | Balanced:
+        """The unweighted losses of a batch by term; beside them, where terms to be balanced are named, their balance.
+
+        That is computed here, and not by who asks, because the balancer's parameters have to be seen by what wraps the learner.
+        Raises AdaptorError where there is no loss.
+        """
         own = side(batch, "student")
         device = next(self.student.parameters(), torch.empty(0)).device
         with autocast(self.precision, device):
@@ -83,4 +116,7 @@ class Learner(nn.Module):
                 f"nothing to optimise: the student's adaptor returns {', '.join(features) or 'nothing'}; it must return "
                 "`losses`, or `logits` or other features that a term compares with a teacher's."
             )
-        return losses
+        if balanced is None:
+            return losses
+        with full_precision(device):
+            return Balanced(losses, self.balance(losses, balanced, step))

@@ -880,7 +880,7 @@ def test_an_unknown_kind_is_answered_with_all_kinds() -> None:
         kind_named("loss")
     assert str(caught.value) == (
         "no kind of component is called 'loss'; the kinds are kd_loss, match_loss, projection, weight_scheduler, "
-        "temperature_scheduler, adaptor, strategy, model, dataset, metric, augmentation, tracker."
+        "temperature_scheduler, adaptor, strategy, model, dataset, metric, augmentation, balancer, tracker."
     )
 
 

@@ -64,6 +64,7 @@ def test_the_defaults_of_a_distillation_are_textbrewers():
         "intermediate_matches": None,
         "is_caching_logits": False,
         "teacher_correction": None,
+        "balancer": None,
     }
 
 

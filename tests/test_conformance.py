@@ -48,6 +48,8 @@ ALLOWED_TO_SKIP = {
     "standardise": {'it does not claim it: @component(claims=("standardise",)) does'},
     "vocabulary_padding": {'it does not claim it: @component(claims=("vocabulary_padding",)) does'},
     "no_gradient_to_teacher": {"it asks no teacher"},
+    "trains": {"it trains nothing"},
+    "split": {"it reads the losses of the whole step"},
     "sparse_teacher": {"it needs all of the teacher's logits: it does not declare @component(sparse=True)"},
 }
 

@@ -16,7 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brewer_core import Counts, LoadedModel, Needs, RequestError, ShapeError, SparseLogits, Strategy, component
+from brewer_core import (
+    Balance,
+    Balancer,
+    Counts,
+    LoadedModel,
+    Needs,
+    RequestError,
+    ShapeError,
+    SparseLogits,
+    Strategy,
+    component,
+)
 from brewer_core.components import KINDS, Component
 from brewer_core.testing.report import CLASSES, conformance_of, outcomes
 
@@ -1052,6 +1063,121 @@ class LinesThatEnd(LinesThatGoOn):
 class LinesThatCannotFlush(LinesThatGoOn):
     def flush(self):
         raise OSError("a stream that is closed")
+
+
+# Balancers
+
+
+@right("balancer")
+class Halved(Balancer):
+    def forward(self, losses, step):
+        return Balance({name: torch.tensor(0.5) for name in losses}, {})
+
+
+@right("balancer")
+class Doubted(Balancer):
+    def __init__(self, terms, *, start: float = 0.0):
+        super().__init__(terms)
+        self.doubts = nn.Parameter(torch.full((len(terms),), start))
+
+    def forward(self, losses, step):
+        own = {name: self.doubts[self.terms.index(name)] for name in losses}
+        return Balance({name: (-doubt).exp() for name, doubt in own.items()}, own)
+
+
+class Remembering(Balancer):
+    def __init__(self, terms):
+        super().__init__(terms)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, losses, step):
+        return Balance(dict.fromkeys(losses, 1 / (1 + self.steps)), {})
+
+    def learn(self, losses, norms):
+        self.steps += 1
+
+
+RIGHT["balancer"].append(Remembering)
+
+
+@wrong("balancer", "scalars")
+class OfEachRow(Halved):
+    def forward(self, losses, step):
+        return Balance({name: torch.tensor([0.5]) for name in losses}, {})
+
+
+@wrong("balancer", "names")
+class OfAllTerms(Halved):
+    def forward(self, losses, step):
+        return Balance({name: torch.tensor(0.5) for name in self.terms}, {})
+
+
+@wrong("balancer", "finite")
+class Dividing(Balancer):
+    reads_losses = True
+
+    def forward(self, losses, step):
+        return Balance({name: 1 / loss.detach() for name, loss in losses.items()}, {})
+
+
+@wrong("balancer", "finite")
+class Reversing(Balancer):
+    def forward(self, losses, step):
+        return Balance({name: torch.tensor(-1.0) for name in losses}, {})
+
+
+@wrong("balancer", "split")
+class OfMicroBatches(Balancer):
+    def forward(self, losses, step):
+        return Balance({name: 1 / (1 + loss.detach()) for name, loss in losses.items()}, {})
+
+
+@wrong("balancer", "pure")
+class CountingCalls(Remembering):
+    def forward(self, losses, step):
+        self.steps += 1
+        return Balance({name: torch.tensor(0.5) for name in losses}, {})
+
+
+@wrong("balancer", "losses_detached")
+class Following(Balancer):
+    reads_losses = True
+
+    def forward(self, losses, step):
+        return Balance({name: 1 / (1 + loss) for name, loss in losses.items()}, {})
+
+
+@wrong("balancer", "trains")
+class Unlearning(Doubted):
+    def forward(self, losses, step):
+        made = super().forward(losses, step)
+        return Balance({name: factor.detach() for name, factor in made.factors.items()}, {})
+
+
+@wrong("balancer", "state")
+class Forgetting(Balancer):
+    def __init__(self, terms):
+        super().__init__(terms)
+        self.steps = 0
+
+    def forward(self, losses, step):
+        return Balance({name: torch.tensor(1 / (1 + self.steps)) for name in losses}, {})
+
+    def learn(self, losses, norms):
+        self.steps += 1
+
+
+@wrong("balancer", "same_everywhere")
+class Drawn(Remembering):
+    def learn(self, losses, norms):
+        self.steps += torch.rand(())
+
+
+@wrong("balancer", "no_terms")
+class OfTheFirst(Halved):
+    def __init__(self, terms):
+        super().__init__(terms)
+        self.first = terms[0]
 
 
 # The suite

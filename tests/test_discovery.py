@@ -285,7 +285,7 @@ def hook(body: str, name: str = "brewer_kd_losses", parameters: str = "", marker
 ALL_HOOKS = (
     "brewer_kd_losses, brewer_match_losses, brewer_projections, brewer_weight_schedulers, "
     "brewer_temperature_schedulers, brewer_adaptors, brewer_strategies, brewer_models, brewer_datasets, "
-    "brewer_metrics, brewer_augmentations, brewer_trackers"
+    "brewer_metrics, brewer_augmentations, brewer_balancers, brewer_trackers"
 )
 
 

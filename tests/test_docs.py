@@ -42,8 +42,10 @@ EXAMPLES = [
         DOCS / page
         for page in (
             "tutorials/first-plugin.md",
+            "how-to/balancing.md",
             "how-to/features.md",
             "how-to/interrupt-and-resume.md",
+            "how-to/layer-mapping.md",
             "how-to/library.md",
             "how-to/several-teachers-and-tasks.md",
             "how-to/sparse-logits.md",

@@ -34,13 +34,14 @@ def example(name: str) -> str:
 
 def test_there_is_exactly_one_hook_a_kind() -> None:
     assert set(SPECIFICATIONS) == {kind.hook for kind in KINDS.values()}
-    assert len(SPECIFICATIONS) == len(KINDS) == 12
+    assert len(SPECIFICATIONS) == len(KINDS) == 13
 
 
 def test_hooks_are_called_as_the_contract_says() -> None:
     assert sorted(SPECIFICATIONS) == [
         "brewer_adaptors",
         "brewer_augmentations",
+        "brewer_balancers",
         "brewer_datasets",
         "brewer_kd_losses",
         "brewer_match_losses",
@@ -100,7 +101,8 @@ def test_the_example_of_a_hook_follows_the_rules_of_its_kind(name: str) -> None:
         "hookimpl": brewer_core.hookimpl,
         "component": brewer_core.component,
     }
-    namespace = {**given, "Strategy": brewer_core.Strategy, "__name__": "example"}
+    bases = {name: getattr(brewer_core, name) for name in ("Strategy", "Balancer", "Balance")}
+    namespace = {**given, **bases, "__name__": "example"}
     exec(compile(example(name), f"<example of {name}>", "exec"), namespace)
     plugin = type("Example", (), {name: staticmethod(namespace[name])})()
 

@@ -92,6 +92,9 @@ def _stage_rows(stage: ExplainedStage) -> Iterator[tuple[str, str]]:
     )
     for teacher in stage.teachers:
         yield f"teacher {teacher.name}", _teacher(stage, teacher)
+    if stage.balancer is not None:
+        trained = f"; it trains {stage.balancer_parameters:,} parameters" if stage.balancer_parameters else ""
+        yield "balancer", _origin(stage.balancer) + trained
     yield "micro-batches", _normalization(stage)
 
 
@@ -145,7 +148,11 @@ def _term_rows(stage: ExplainedStage, term: ExplainedTerm) -> Iterator[tuple[str
     from brewer_core.run.explaining import number
 
     start = number(term.weights[0])
-    yield "value", f"{term.value:.6g}, times {start} makes {term.weighted:.6g} of the total"
+    balanced = ""
+    if term.balance is not None:
+        penalty = f" and a penalty of {term.balance.penalty:.6g}" if term.balance.penalty else ""
+        balanced = f"balanced by {term.balance.factor:.6g}{penalty}, "
+    yield "value", f"{term.value:.6g}, {balanced}times {start} makes {term.weighted:.6g} of the total"
     if len(set(term.weights)) > 1:
         at = ", ".join(f"{weight:.6g} at step {step:,}" for weight, step in zip(term.weights, stage.at, strict=True))
         yield "weight", at

@@ -1,4 +1,4 @@
-"""The twelve kinds of component: what each is called with, and how it comes to life."""
+"""The thirteen kinds of component: what each is called with, and how it comes to life."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ _ALL = (
     Kind("dataset", "data", named=("task", "seed", "base_dir"), life="made"),
     Kind("metric", "metric", ("predictions", "references"), named=("task",)),
     Kind("augmentation", "data", ("tokens",), named=("generator",)),
+    Kind("balancer", "balancer", ("term_names",), life="class"),
     Kind("tracker", "tracker", ("run_dir", "stage"), life="class"),
 )
 

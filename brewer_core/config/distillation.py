@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -20,12 +20,15 @@ from brewer_core.config.base import NAME_SCHEMA, Bool, Config, Float, FrozenOpti
 from brewer_core.config.kd_loss import OF_KD_LOSS, KDLoss, OneOrSeveral, TeacherCorrection
 from brewer_core.config.positional import PositionalConfig
 from brewer_core.config.refs import ComponentRef, OfKind
-from brewer_core.feature_names import FeatureName
+from brewer_core.feature_names import PREFIX, FeatureName
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _layers(value: Any) -> int | tuple[int, ...]:
     several = value if isinstance(value, (list, tuple)) else [value]
-    if several and all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in several):
+    if several and all(map(_is_layer, several)):
         layers = tuple(map(int, several))
         return layers if several is value else layers[0]
     raise PydanticCustomError(
@@ -56,6 +59,30 @@ def _teacher(value: Any) -> str | int | None:
     )
 
 
+LAYER_MAPS = ("uniform", "skip", "last", "first", "cka")
+"""Words for which layer of the teacher teaches which of the student."""
+
+
+def _layer_map(value: Any) -> str | tuple[tuple[int, int], ...]:
+    if isinstance(value, str) and value in LAYER_MAPS:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(map(_is_pair, value)):
+        return tuple((int(teacher), int(student)) for teacher, student in value)
+    raise PydanticCustomError(
+        "text",
+        "expected {words}, or pairs of a teacher's layer and a student's such as [[3, 1], [6, 2]], not {value}",
+        {"words": ", ".join(LAYER_MAPS), "value": shown(value)},
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_layer, value))
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 _LAYERS_SCHEMA: list[dict[str, Any]] = [
     {"type": "integer"},
     {"type": "array", "items": {"type": "integer"}, "minItems": 1},
@@ -67,6 +94,23 @@ Layers = Annotated[
 _NAMES_SCHEMA: list[dict[str, Any]] = [
     NAME_SCHEMA,
     {"type": "array", "items": NAME_SCHEMA, "minItems": 1},
+]
+LayerMap = Annotated[
+    Any,
+    PlainValidator(lambda value: None if value is None else _layer_map(value)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(LAYER_MAPS)},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                    "minItems": 1,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 FeatureNames = Annotated[Any, PlainValidator(_feature), WithJsonSchema({"anyOf": [*_NAMES_SCHEMA, {"type": "null"}]})]
 
@@ -80,6 +124,9 @@ class IntermediateMatch(Config):
     """The teacher's layer, counted from either end; a list of two for losses on pairs of layers. Left out where the feature names it."""
     layer_S: Layers = None
     """The student's layer, likewise."""
+    layers: LayerMap = None
+    """In place of both: `uniform`, `skip`, `last`, `first`, `cka`, or pairs `[[teacher's layer, student's layer], ...]`; a match for
+    each pair, with this weight each."""
     weight: Float
     """The factor of this loss in the total."""
     loss: Annotated[ComponentRef, OfKind("match_loss", callables=True)]
@@ -93,7 +140,8 @@ class IntermediateMatch(Config):
     proj: Annotated[
         ComponentRef | None, OfKind("projection", optional=True, widths=True, callables=True, expected=_PROJ_FORM)
     ] = None
-    """The projection of the student's features to the teacher's width."""
+    """The projection of the student's features to the teacher's width; with `layers` one for each pair, which is `linear` where it is
+    absent, the widths differ and the loss compares equal ones."""
     proj_dims: tuple[Int, Int] | None = None
     """Student and teacher width, for `proj` (its list form has them) or a loss that is built for them; else the models tell."""
     proj_optimizer: FrozenOptions | None = None
@@ -131,6 +179,26 @@ class IntermediateMatch(Config):
                 raise PydanticCustomError(
                     "text", "{key}: {error}", {"key": self.key(side), "error": str(error)}
                 ) from error
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_name_layers(self) -> Self:
+        """Raises an error where layers are named beside their map, and where there is nothing to map."""
+        if self.layers is None:
+            return self
+        if self.layer_T is not None or self.layer_S is not None:
+            raise PydanticCustomError("text", "layers stand in place of layer_T and layer_S; give one or the other")
+        for side in ("T", "S"):
+            for read in self.reads(side):
+                if read.layers is not None or read.feature.startswith(PREFIX):
+                    raise PydanticCustomError(
+                        "text",
+                        "layers map those of a feature such as `hidden`, and {key} names {what}; leave layers out",
+                        {
+                            "key": self.key(side),
+                            "what": "a module" if read.layers is None else "a layer itself",
+                        },
+                    )
         return self
 
     @model_serializer(mode="wrap")
@@ -194,11 +262,13 @@ class DistillationConfig(PositionalConfig):
     """Losses between intermediate features."""
     is_caching_logits: Bool = False
     """Compute what is read of the teacher once for each row, and keep it on disk: in `output_dir`, unless the training has a cache."""
+    balancer: Annotated[ComponentRef | None, OfKind("balancer", optional=True, callables=True)] = None
+    """Weighs the terms against one another beside their weights: `fixed`, `ratio`, `uncertainty`, `gradnorm`."""
 
     teacher_correction: TeacherCorrection | None = None
     """How labels correct the teacher's logits before they are compared: `"mft"`, or `{"name": "mix", "weight": 0.3}`."""
 
-    _keyword_only: ClassVar[tuple[str, ...]] = ("teacher_correction",)
+    _keyword_only: ClassVar[tuple[str, ...]] = ("balancer", "teacher_correction")
     _positional_defaults: ClassVar[dict[str, Any]] = {
         "temperature_scheduler": "none",
         "hard_label_weight_scheduler": "none",

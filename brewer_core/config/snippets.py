@@ -119,5 +119,6 @@ _PLACES: Mapping[str, tuple[str, Callable[[Any, Component], dict[str, Any]]]] = 
         lambda ref, _: {"data": {"films": {"source": {"name": "csv", "path": "films.csv"}, "augmentations": [ref]}}},
     ),
     "metric": (IN_RUN, lambda ref, _: {"evaluation": {"data": "films", "metrics": [ref]}}),
+    "balancer": (IN_STAGE, lambda ref, _: {"distillation": {"balancer": ref}}),
     "tracker": (IN_RUN, lambda ref, _: {"trackers": [ref]}),
 }

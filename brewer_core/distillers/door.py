@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +18,13 @@ from torch import nn
 from brewer_core.cache import CachedTeacher, shared, without_key
 from brewer_core.cache_folder import cache_root
 from brewer_core.checkpoints import Checkpoints, save_state_dict
-from brewer_core.config import ComponentRef, TrainingConfig
+from brewer_core.config import ComponentRef, DistillationConfig, TrainingConfig
 from brewer_core.config.refs import OfKind
 from brewer_core.distillers.draws import GlobalDraws
-from brewer_core.distillers.lesson import Lesson, TaughtBy
+from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
-from brewer_core.engine import Engine, Settings, steps_per_epoch
+from brewer_core.distillers.sampling import Known, Sampling
+from brewer_core.engine import FACTOR, Engine, Settings, steps_per_epoch
 from brewer_core.errors import RequestError
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
@@ -59,9 +60,21 @@ class Door:
             raise RequestError(f"strategy: `{ref.name}` is no brewer_core.Strategy.")
         return made
 
-    def build(self, strategy: Strategy, teachers: Mapping[str, ModelInfo]) -> nn.Module | None:
-        """What a strategy itself trains, on the device; the widths of models are not known before a batch is read."""
-        parts = strategy.build(ModelInfo("student"), teachers)
+    def known(
+        self,
+        sample: Any,
+        student: nn.Module,
+        adaptor: Adaptor | Mapping[str, Adaptor],
+        teachers: Sequence[TaughtBy],
+        config: DistillationConfig,
+    ) -> Known:
+        """What is known of the models before they are trained: what a sample shows, and nothing where that is None."""
+        sampling = Sampling(self.device, self.config.autocast, self._without_keys(teachers))
+        return sampling(sample, student, adaptor, {each.name: each for each in teachers}, config)
+
+    def build(self, strategy: Strategy, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> nn.Module | None:
+        """What a strategy itself trains, on the device; the widths of models are known where there was a sample."""
+        parts = strategy.build(student, teachers)
         return parts.to(self.device) if parts is not None else None
 
     def train(self, lesson: Lesson, request: TrainRequest, arguments: Mapping[str, Any]) -> None:
@@ -79,9 +92,10 @@ class Door:
             lesson.objective,
             lesson.strategy,
             parts=lesson.parts,
+            balancer=lesson.balancer,
             precision=self.config.autocast,
             arguments=arguments,
-            model_inputs=self._without_keys(lesson),
+            model_inputs=self._without_keys(lesson.teachers),
         )
         teachers = shared({each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers})
         output = Path(self.config.output_dir)
@@ -136,9 +150,9 @@ class Door:
             shares_lock=not processes.first,
         )
 
-    def _without_keys(self, lesson: Lesson) -> Callable[[Any], Any]:
+    def _without_keys(self, teachers: Sequence[TaughtBy]) -> Callable[[Any], Any]:
         """What takes a batch's columns out that tell its rows apart, which no model is given."""
-        given = [each.model.key for each in lesson.teachers if isinstance(each.model, CachedTeacher)]
+        given = [each.model.key for each in teachers if isinstance(each.model, CachedTeacher)]
         keys = [key for key in (self.config.cache_key, *given) if isinstance(key, str)]
         return lambda batch: functools.reduce(without_key, keys, batch)
 
@@ -215,7 +229,8 @@ def pick_device(name: str) -> torch.device:
 
 def _tag(name: str) -> str:
     """TextBrewer's tag in TensorBoard."""
-    return f"scalar/{name}" if name in ("total_loss", "learning_rate", "steps_per_s") else f"scalar/unweighted_{name}"
+    weighed = name not in ("total_loss", "learning_rate", "steps_per_s") and not name.startswith(FACTOR)
+    return f"scalar/unweighted_{name}" if weighed else f"scalar/{name}"
 
 
 def _warn_of_ignored(config: TrainingConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from brewer_core.objective import Objective
+from brewer_core.objective import Balancer, Objective
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 
 Adaptor: TypeAlias = Callable[..., Any]
@@ -43,6 +43,7 @@ class Lesson:
     objective: Objective
     strategy: Strategy
     parts: nn.Module | None = None
+    balancer: Balancer | None = None
     teachers: Sequence[TaughtBy] = ()
     remembering: bool = False
 

@@ -14,6 +14,7 @@ from brewer_core.distillers.lesson import Adaptor, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
 from brewer_core.distillers.single import BasicDistiller, GeneralDistiller
 from brewer_core.errors import RequestError
+from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
 
 
@@ -38,6 +39,7 @@ class MultiTeacherDistiller(BasicDistiller):
         weights: Sequence[float] | None = None,
         average: str = "logits",
         registry: Registry | None = None,
+        sample: Any = None,
     ) -> None:
         self._weights = weights
         strategy = {"name": "multi_teacher", "average": average}
@@ -50,6 +52,7 @@ class MultiTeacherDistiller(BasicDistiller):
             adaptor_S,
             registry=registry,
             strategy=strategy,
+            sample=sample,
         )
 
     def _taught_by(self) -> Sequence[TaughtBy]:
@@ -75,7 +78,7 @@ class MultiTaskDistiller(GeneralDistiller):
     """Distillation of teachers of several tasks into one student, with intermediate matches.
 
     The arguments are those of BasicDistiller, but for: model_T: a dict from task to teacher. adaptor_T, adaptor_S: dicts
-    from task to adaptor, or one for all tasks.
+    from task to adaptor, or one for all tasks. sample: a dict from task to batch.
     A match of `intermediate_matches` holds for every task, or for the one that it names: `"teacher": "ner"`.
     """
 
@@ -89,6 +92,7 @@ class MultiTaskDistiller(GeneralDistiller):
         adaptor_S: Adaptor | Mapping[str, Adaptor],
         *,
         registry: Registry | None = None,
+        sample: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             train_config,
@@ -99,6 +103,7 @@ class MultiTaskDistiller(GeneralDistiller):
             adaptor_S,
             registry=registry,
             strategy="multi_task",
+            sample=sample,
         )
 
     def _taught_by(self) -> Sequence[TaughtBy]:
@@ -161,7 +166,7 @@ class MultiTaskDistiller(GeneralDistiller):
             sharded=sharded,
         )
         self._strategy = self._door.strategy({"name": "multi_task", "tau": plain_number(tau)})
-        self._door.build(self._strategy, self._infos())
+        self._door.build(self._strategy, ModelInfo("student"), self._infos())
         self._door.train(self._lesson(), request, args)
 
 

@@ -13,7 +13,7 @@ from brewer_core.distillers.door import Door, warn
 from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.modes import Modes
 from brewer_core.distillers.trains import Trains
-from brewer_core.objective import Builder, MatchTerm, Objective, path_problems
+from brewer_core.objective import Builder, MatchTerm, Objective, balancer_of, path_problems
 from brewer_core.plugins import default_registry
 from brewer_core.protocols import ModelInfo, Strategy
 from brewer_core.registry import Registry
@@ -48,6 +48,9 @@ class BasicDistiller(Trains):
     adaptor_T, adaptor_S: turn (batch, model outputs) into features.
     registry: where components are looked up; the default one if None.
     strategy: who teaches what, by name, as `{"name": ..., options}`, or as a Strategy.
+    sample: a batch, which the models are run on here, so that numbers and widths of their layers are known: matches may then
+    name `layers` by a word, and projections need no widths. The models must give what matches read without further arguments.
+    Under torchrun it is the same batch in each process.
     Raises ConfigError where the distillation config names what does not exist.
     """
 
@@ -62,6 +65,7 @@ class BasicDistiller(Trains):
         *,
         registry: Registry | None = None,
         strategy: str | Mapping[str, Any] | Strategy | type[Strategy] = "general",
+        sample: Any = None,
     ) -> None:
         self.t_config = train_config
         self.d_config = distill_config
@@ -71,17 +75,19 @@ class BasicDistiller(Trains):
         self.adaptor_S = adaptor_S
         self._door = Door(train_config, registry or default_registry())
         self._modes = Modes()
-        infos = self._infos()
         self._terms_read = self._terms(distill_config)
+        known = self._door.known(sample, model_S, adaptor_S, self._taught_by(), self._terms_read)
         self._objective = Objective.from_config(
-            self._terms_read,
+            known.config,
             self._door.registry,
-            teachers=infos,
+            known.student,
+            known.teachers,
             extra=self._checked_terms,
             source=self._source,
         )
         self._strategy = self._door.strategy(strategy)
-        self._parts = self._door.build(self._strategy, infos)
+        self._parts = self._door.build(self._strategy, known.student, known.teachers)
+        self._balancer = balancer_of(known.config, self._door.registry, self._objective, self._strategy)
 
     @property
     def _source(self) -> str:
@@ -116,6 +122,7 @@ class BasicDistiller(Trains):
             self._objective,
             self._strategy,
             self._parts,
+            self._balancer,
             self._taught_by(),
             remembering=self.d_config.is_caching_logits,
         )
@@ -140,6 +147,7 @@ class GeneralDistiller(BasicDistiller):
         *,
         registry: Registry | None = None,
         strategy: str | Mapping[str, Any] | Strategy | type[Strategy] = "general",
+        sample: Any = None,
     ) -> None:
         self._custom_matches = tuple(custom_matches or ())
         super().__init__(
@@ -151,6 +159,7 @@ class GeneralDistiller(BasicDistiller):
             adaptor_S,
             registry=registry,
             strategy=strategy,
+            sample=sample,
         )
 
     def _terms(self, config: DistillationConfig) -> DistillationConfig:

@@ -7,5 +7,15 @@ itself it draws aside, so trainings live side by side.
 from brewer_core.engine.loop import Engine
 from brewer_core.engine.parameters import add_parameter_groups, check_parameters
 from brewer_core.engine.settings import Duration, Settings, numbered, steps_per_epoch
+from brewer_core.engine.stepping import FACTOR
 
-__all__ = ["Duration", "Engine", "Settings", "add_parameter_groups", "check_parameters", "numbered", "steps_per_epoch"]
+__all__ = [
+    "FACTOR",
+    "Duration",
+    "Engine",
+    "Settings",
+    "add_parameter_groups",
+    "check_parameters",
+    "numbered",
+    "steps_per_epoch",
+]

@@ -62,6 +62,11 @@ class Engine:
         check_precision(self.settings.precision, device)
         self.device, self.processes = device, processes or Processes.current()
         divided, repeating = in_parts and self.processes.several, self.settings.split_when_full
+        if divided and learner.balancer is not None and learner.balancer.reads_gradients:
+            raise RequestError(
+                f"the balancer {type(learner.balancer).__name__} takes gradients by a weight of the student, of which each process has "
+                "a part; do not shard the student, or take another balancer."
+            )
         self.learner, trained = placed(learner, optimizer, device, divided, repeating)
         self.teachers = dict(teachers or {})
         self.optimizer = optimizer
@@ -153,6 +158,7 @@ class Engine:
             "parts": self._gradients.halving.parts,
             "draws": draws,
             "processes": self.processes.gathered(own),
+            **({"balancing": self._gradients.balancing.state_dict()} if self.learner.balancer is not None else {}),
             **{listener.key: listener.state_dict() for listener in self.listeners if listener.key},
         }
 
@@ -173,6 +179,7 @@ class Engine:
         self.step = self._saved_at = int(state["step"])
         self._judge.left_out = int(state["left_out"])
         self._gradients.halving.parts = int(state["parts"])
+        self._gradients.balancing.load_state_dict(state.get("balancing", {}))
         for listener in self.listeners:
             if listener.key in state:
                 listener.load_state_dict(state[listener.key])
@@ -248,6 +255,7 @@ class Engine:
         self.optimizer.zero_grad()
         if skipped:
             return False
+        self._gradients.balancing.stepped()
         self.step += 1
         self._window.add([seen.parts for seen in recorded])
         return True

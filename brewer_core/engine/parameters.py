@@ -11,6 +11,7 @@ from torch import nn
 
 from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.learner import Learner
+from brewer_core.objective import Balancer
 
 
 def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> None:
@@ -19,11 +20,19 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, learner: Learner) -> 
     groups = learner.objective.parameter_groups()
     if learner.parts is not None:
         groups.append({"params": list(learner.parts.parameters())})
+    if learner.balancer is not None:
+        groups.append({"params": list(learner.balancer.parameters()), **_settings_of(learner.balancer, optimizer)})
     _check_settings(optimizer, groups)
     for group in groups:
         new = [p for p in group["params"] if id(p) not in held]
         if new:
             optimizer.add_param_group({**group, "params": new})
+
+
+def _settings_of(balancer: Balancer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Those of a balancer's settings that the optimizer has; what wraps one may not tell."""
+    known = getattr(optimizer, "defaults", {})
+    return {key: value for key, value in balancer.group.items() if key in known}
 
 
 def check_parameters(optimizer: torch.optim.Optimizer, learner: nn.Module) -> None:

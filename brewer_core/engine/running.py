@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,11 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from brewer_core.engine.parameters import Trained, add_parameter_groups, check_parameters
 from brewer_core.errors import RequestError
-from brewer_core.learner import Learner
+from brewer_core.learner import Balanced, Learner
+from brewer_core.objective import UNBALANCED
 from brewer_core.processes import Processes
 from brewer_core.sharding import device_mesh, regroup, shard_learner
-
-Losses = Mapping[str, Tensor]
 
 
 class Running(Protocol):
@@ -25,7 +23,7 @@ class Running(Protocol):
 
     averaged: int
 
-    def __call__(self, *arguments: Any) -> Losses:
+    def __call__(self, *arguments: Any) -> Balanced:
         """What the learner gives."""
         ...
 
@@ -46,10 +44,9 @@ class Alone:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
 
-    def __call__(self, *arguments: Any) -> Losses:
+    def __call__(self, *arguments: Any) -> Balanced:
         """What the learner gives."""
-        losses: Losses = self._learner(*arguments)
-        return losses
+        return _balanced(self._learner(*arguments))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Nothing to do."""
@@ -71,10 +68,9 @@ class Replicated(Alone):
             learner, device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
         )
 
-    def __call__(self, *arguments: Any) -> Losses:
+    def __call__(self, *arguments: Any) -> Balanced:
         """What the learner gives."""
-        losses: Losses = self._wrapped(*arguments)
-        return losses
+        return _balanced(self._wrapped(*arguments))
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients stay in the process until the last micro-batch."""
@@ -111,6 +107,10 @@ class SummedAfterwards(Alone):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
+
+
+def _balanced(given: dict[str, Tensor] | Balanced) -> Balanced:
+    return given if isinstance(given, Balanced) else Balanced(given, UNBALANCED)
 
 
 def placed(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from brewer_core.batches import move_to_device, rows
 from brewer_core.engine.ahead import answered, side_of
+from brewer_core.engine.balancing import Balancing
 from brewer_core.engine.feeding import MicroBatch
 from brewer_core.engine.figures import Part, told
 from brewer_core.engine.finite import Seen
@@ -22,12 +23,15 @@ from brewer_core.engine.shares import Counted, Shares, counted, of_all
 from brewer_core.errors import MemoryFullError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
+from brewer_core.objective import Balance
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, KeepingTeacher, Step, Strategy, Teacher
 from brewer_core.randomness import random_states, restore_random_states
 from brewer_core.sharding import full_norm
 
 Kept = list[tuple[Tensor, Tensor]]
+FACTOR = "factor/"
+"""What the name of a term in the figures begins with, where it is what the balancer multiplies the term by."""
 
 
 class Ready(NamedTuple):
@@ -57,6 +61,7 @@ class Gradients:
         self._optimizer, self._scaler, self._teachers = optimizer, scaler, teachers
         self._keeping = {name: each for name, each in teachers.items() if isinstance(each, KeepingTeacher)}
         self._settings, self._processes, self._device = settings, processes, device
+        self.balancing = Balancing(learner, processes, scaler)
         beside = settings.teachers_beside and bool(teachers) and not isinstance(running, Divided)
         self._side = side_of(device) if beside else None
         self.halving = Halving(device, settings.parts, in_step=isinstance(running, Divided))
@@ -71,9 +76,11 @@ class Gradients:
                 parts = self.halving.split(list(micro_batches))
                 micro_batches, count = iter(parts), len(parts)
             with _naming_full_memory():
-                recorded = self._accumulated(self._weighed(micro_batches, count), count, step, weights)
+                recorded = self._made(self._weighed(micro_batches, count), count, step, weights)
         self._running.finish()
-        return recorded, self._norm()
+        norm = self._norm()
+        self.balancing.learn()  # only now: its gradients are no part of the norm, and are not clipped
+        return recorded, norm
 
     def kept_buffers(self) -> Kept:
         """Buffers, such as the statistics of a BatchNorm, as they were before a step that may be left out or made again."""
@@ -103,8 +110,48 @@ class Gradients:
         ready = self.halving.attempt(lambda: self._ready(iter(parts), count))
         if self._lacking(ready) or ready is None:
             return None
-        recorded = self.halving.attempt(lambda: self._accumulated(self._shared(ready), count, step, weights))
+        weighed = self._shared(ready)
+        self.balancing.begin(step, weights)
+        if self._looks_ahead(count):
+            given = weighed
+            looked = self.halving.attempt(lambda: self._looked_at(given, count, step))
+            if self._lacking(looked) or looked is None:
+                return None
+            self.balancing.agree()
+            weighed = looked
+        recorded = self.halving.attempt(lambda: self._accumulated(weighed, count, step, weights))
         return None if self._lacking(recorded) else recorded
+
+    def _made(
+        self, weighed: Iterable[tuple[Ready, Shares | None]], count: int, step: Step, weights: Mapping[str, float]
+    ) -> list[Seen]:
+        """Forward and backward of a step's micro-batches, once the losses are known that must be before."""
+        self.balancing.begin(step, weights)
+        if self._looks_ahead(count):
+            weighed = self._looked_at(weighed, count, step)
+            self.balancing.agree()
+        return self._accumulated(weighed, count, step, weights)
+
+    def _looks_ahead(self, count: int) -> bool:
+        """Whether the losses of the step must be known before, and are not those of its one forward pass.
+
+        Processes that may each do their part again tell one another nothing in the midst of it.
+        """
+        alone = count == 1 and not (self._settings.split_when_full and self._processes.several)
+        return self.balancing.looks_ahead and not alone
+
+    def _looked_at(
+        self, weighed: Iterable[tuple[Ready, Shares | None]], count: int, step: Step
+    ) -> list[tuple[Ready, Shares | None]]:
+        """The micro-batches of a step, whose losses were computed without anything being changed or drawn by it."""
+        states, buffers, looked = random_states(self._device), self.kept_buffers(), list(weighed)
+        with torch.no_grad():
+            for ready, shares in looked:
+                losses = self._learner(ready.task, ready.batch, self._ask(ready), step)
+                self.balancing.look(losses, shares, count)
+        restore_random_states(states, self._device)
+        put_back(buffers)
+        return looked
 
     def _lacking(self, made: Any) -> bool:
         """Whether any process made nothing."""
@@ -122,27 +169,35 @@ class Gradients:
         for (number, (ready, shares)), answers in asked:
             task, batch = ready.task, ready.batch
             with self._running.accumulating(last=number == count):
-                losses = self._running(task, batch, answers, step)
+                given = self._running(task, batch, answers, step, *self.balancing.asked)
                 del answers  # what no gradient needs of them is free before the next are there
-                total, seen = self._total(losses, weights, shares, count)
+                balance = self.balancing.told(given, shares, count)
+                total, seen = self._total(given.losses, balance, weights, shares, count)
                 scale = self._running.averaged
                 self._scaler.scale(total * scale if scale > 1 else total).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             recorded.append(Seen(number, batch, told(seen, task)))
         return recorded
 
     def _total(
-        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shares: Shares | None, count: int
+        self,
+        losses: Mapping[str, Tensor],
+        balance: Balance,
+        weights: Mapping[str, float],
+        shares: Shares | None,
+        count: int,
     ) -> tuple[Tensor, dict[str, Part]]:
-        """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean."""
+        """The loss to go backward from, and what is recorded: each term's and the total's part of the step's mean, and the factors."""
+        of_step, balanced = 1 / count if shares is None else shares.of_step, balance.of(losses)
         if shares is None:
-            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in losses.items()) / count
+            total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in balanced.items()) / count
             seen = {name: Part(loss.detach() / count, 1 / count) for name, loss in losses.items()}
         else:
-            scaled = {name: _weighted(loss, shares[name]) for name, loss in losses.items()}
+            scaled = {name: _weighted(loss, shares[name]) for name, loss in balanced.items()}
             total = sum(_weighted(loss, weights.get(name, 1.0)) for name, loss in scaled.items())
-            seen = {name: Part(loss.detach(), shares[name]) for name, loss in scaled.items()}
+            seen = {name: Part(_weighted(loss.detach(), shares[name]), shares[name]) for name, loss in losses.items()}
         assert isinstance(total, Tensor)
-        return total, {**seen, "total_loss": Part(total.detach(), 1 / count if shares is None else shares.of_step)}
+        factors = {f"{FACTOR}{name}": Part(f.detach() * of_step, of_step) for name, f in balance.factors.items()}
+        return total, {**seen, **factors, "total_loss": Part(total.detach(), of_step)}
 
     def _weighed(self, micro_batches: Iterator[MicroBatch], count: int) -> Iterable[tuple[Ready, Shares | None]]:
         """The micro-batches of a step on the device, each with its terms' shares of the step, if they are weighed."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from brewer_core.components import Component, Method
 from brewer_core.config import ComponentRef, DistillationConfig, IntermediateMatch
 from brewer_core.config.kd_loss import KDLoss, misplaced_weight
-from brewer_core.errors import ConfigError, RequestError
+from brewer_core.errors import BrewerError, ConfigError, RequestError
 from brewer_core.feature_names import PREFIX
 from brewer_core.features import IN_LAYERS
 from brewer_core.objective.correction import MFT_THRESHOLD, MIX_WEIGHT, Correction
+from brewer_core.objective.layers import Layers, Pairs, paired
 from brewer_core.objective.logit_term import LogitTerm
 from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer
 from brewer_core.objective.weight import Weight
@@ -36,7 +39,7 @@ class Builder:
     def raise_problems(self, source: str) -> None:
         """Raises ConfigError where there is any problem. source: what was read."""
         if self.problems:
-            raise ConfigError(self.problems, source)
+            raise ConfigError(list(dict.fromkeys(self.problems)), source)
 
     def method(self, path: str, ref: ComponentRef | None, **sizes: Any) -> Method | None:
         """The method that a field names; None where it is absent, or a problem."""
@@ -84,9 +87,19 @@ class Builder:
         self.problems.append(f"{path}: {misplaced_weight({'name': ref.name, **ref.options})}")
         return None
 
-    def match_term(self, position: int, match: IntermediateMatch) -> MatchTerm | None:
-        """The match at a position of the list."""
-        path, before = f"intermediate_matches[{position}]", len(self.problems)
+    def match_terms(self, position: int, match: IntermediateMatch) -> list[MatchTerm]:
+        """The match at a position of the list; of one with `layers` a term for each pair."""
+        path = f"intermediate_matches[{position}]"
+        if match.layers is None:
+            written = {path: match}
+        else:
+            written = {f"{path}.layers[{i}]": pair for i, pair in enumerate(self._written_out(path, match))}
+        terms = [self._match_term(where, each) for where, each in written.items()]
+        return [term for term in terms if term is not None]
+
+    def _match_term(self, path: str, match: IntermediateMatch) -> MatchTerm | None:
+        """The term of a match that names its layers."""
+        before = len(self.problems)
         own, taught = sources_of(match)
         if isinstance(own.layers, tuple) != isinstance(taught.layers, tuple):
             self.problems.append(f"{path}: layer_S and layer_T must both be one layer, or both a list")
@@ -120,7 +133,48 @@ class Builder:
             width=dims[0],
             group=match.proj_optimizer,
             teacher=named,
+            written=match,
         )
+
+    def _written_out(self, path: str, match: IntermediateMatch) -> list[IntermediateMatch]:
+        """The match for each pair of its layers, in the student's order, each with its projection; none where there is a problem."""
+        before = len(self.problems)
+        named = self._named_teacher(path, match.teacher)
+        self._check_loss(path, match)
+        if len(self.problems) > before:
+            return []
+        teachers = [self.teachers[named]] if named is not None else list(self.teachers.values())
+        return [self._of_pair(match, teachers[0], pair) for pair in self._pairs(path, match, teachers)]
+
+    def _check_loss(self, path: str, match: IntermediateMatch) -> None:
+        """The name and the options of the loss, once for all pairs."""
+        try:
+            if match.loss.implementation is None:
+                self.registry.check(match.loss.kind, match.loss.name, match.loss.options, match.loss.positional)
+        except RequestError as error:
+            self.problems.append(f"{path}.loss: {str(error).rstrip('.')}")
+
+    def _pairs(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> Pairs:
+        """The places of each pair; none where there is a problem."""
+        if not isinstance(match.layers, str):
+            return match.layers or ()
+        try:
+            return _mapped(match, self.student, teachers)
+        except RequestError as error:
+            self.problems.append(f"{path}.layers: {str(error).rstrip('.')}")
+            return ()
+
+    def _of_pair(self, match: IntermediateMatch, teacher: ModelInfo, pair: tuple[int, int]) -> IntermediateMatch:
+        """The match of a pair; with a linear projection where none is given and the loss does not take the widths as they are."""
+        change: dict[str, Any] = {"layers": None, "layer_T": pair[0], "layer_S": pair[1]}
+        sources = sources_of(match)
+        own, taught = self.student.width(sources[0].feature, pair[1]), teacher.width(sources[1].feature, pair[0])
+        alone = not sources[0].more and match.proj is None  # a projection is of one feature
+        if alone and own is not None and taught is not None and own != taught:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():  # a stateful loss draws, and this one is let go of
+                loss = bind_ref(self.registry, match.loss, student_dim=own, teacher_dim=taught)
+                change["proj"] = None if _takes(loss, own, taught) else ComponentRef("projection", "linear")
+        return match.model_copy(update=change)
 
     def _named_teacher(self, path: str, teacher: str | int | None) -> str | None:
         """The teacher that a match names; None where each task has one alone."""
@@ -234,6 +288,55 @@ def _label(loss: str, own: Source, taught: Source, teacher: str | None) -> str:
 
 def _shown(feature: str) -> str:
     return feature.removeprefix(PREFIX)
+
+
+def _mapped(match: IntermediateMatch, student: ModelInfo, teachers: list[ModelInfo]) -> Pairs:
+    """The places of each pair of a map that a match names by a word. Raises RequestError where they cannot be known."""
+    if match.layers == "cka":
+        raise RequestError(
+            'the layers of "cka" are searched on a batch, and none is at hand; `brewer run` has one, and a distiller with sample=BATCH.'
+        )
+    own, taught = sources_of(match)
+    found = {teacher.name: _layers_of(teacher, taught) for teacher in teachers}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{name} {layers.places}" for name, layers in found.items())
+        raise RequestError(
+            f"the teachers differ in how many layers of {taught.feature!r} they have ({each}); name one teacher."
+        )
+    return paired(str(match.layers), next(iter(found.values())), _layers_of(student, own))
+
+
+def _layers_of(model: ModelInfo, source: Source) -> Layers:
+    """The layers of what is read of a model. Raises RequestError where they are not known, or not as many of each feature."""
+    if not model.widths:
+        raise RequestError(
+            f"how many layers {model.name!r} has is not known before a batch is read; give the distiller one, sample=BATCH, or "
+            "name pairs such as [[3, 1], [6, 2]]."
+        )
+    layers = {}
+    for each in source.each:
+        places = len(model.widths.get(each.feature, ()))
+        if not places:
+            raise RequestError(
+                f"the adaptor of {model.name!r} returns no {each.feature!r}; it returns {', '.join(model.widths)}."
+            )
+        layers[each.feature] = Layers.of(each.feature, places)
+    if len(set(layers.values())) > 1:
+        told = ", ".join(f"{feature} {each.places}" for feature, each in layers.items())
+        raise RequestError(
+            f"{model.name!r} has another number of layers of each feature ({told}), so one map does not hold for all; give each a "
+            "match of its own."
+        )
+    return next(iter(layers.values()))
+
+
+def _takes(loss: Method, own: int, taught: int) -> bool:
+    """Whether a loss compares states of these widths: it is tried on a few that are random."""
+    for shape in ((2, 3), (2,)):
+        with contextlib.suppress(BrewerError, RuntimeError, ValueError):
+            loss(torch.rand(*shape, own), torch.rand(*shape, taught), None, progress=0.0)
+            return True
+    return False
 
 
 def _spelt(ref: ComponentRef | None) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
+from brewer_core.config import IntermediateMatch
 from brewer_core.errors import AdaptorError, ConfigError, ShapeError
 from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
@@ -55,7 +56,8 @@ class MatchTerm(nn.Module):
     """A loss between intermediate features: of one layer each, or of pairs of layers.
 
     path: where it stands in the config. name: in the logs. teacher: the name of its teacher among several; None for the
-    one that is asked. group: the optimizer's settings for what it trains. width: what the projection takes.
+    one that is asked. group: the optimizer's settings for what it trains. width: what the projection takes. written: the match of
+    a config that it is of, with one pair of the layers where that names several.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class MatchTerm(nn.Module):
         width: int | None = None,
         group: Mapping[str, Any] | None = None,
         teacher: str | None = None,
+        written: IntermediateMatch | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -79,6 +82,7 @@ class MatchTerm(nn.Module):
         self.projection = projection
         self.width = width
         self.teacher = teacher
+        self.written = written
         self.state = loss.target if isinstance(loss.target, nn.Module) else None
 
     @property

@@ -59,17 +59,18 @@ class Objective(nn.Module):
         """
         build = Builder(registry, student, teachers)
         kd, kd_weights = build.logit_term(config)
-        matches = [build.match_term(i, match) for i, match in enumerate(config.matches)]
+        matches = [
+            (term, match.weight) for i, match in enumerate(config.matches) for term in build.match_terms(i, match)
+        ]
         weights = {
             **kd_weights,
             LABEL_TERM: build.weight("hard_label_weight", config.hard_label_weight, config.hard_label_weight_scheduler),
         }
         further = list(extra(build))
         build.raise_problems(source)
-        terms = [match for match in matches if match is not None] + [match for match, _ in further]
-        objective = cls(kd, terms, weights)
-        factors = [match.weight for match in config.matches] + [weight for _, weight in further]
-        for name, factor in zip(objective.matches, factors, strict=True):
+        terms = [*matches, *further]
+        objective = cls(kd, [term for term, _ in terms], weights)
+        for name, (_, factor) in zip(objective.matches, terms, strict=True):
             objective._weights[name] = Weight(factor)
         return objective
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,11 +64,23 @@ class Projected:
 
 
 @dataclass(frozen=True)
+class Balanced:
+    """What a balancer makes of a term on the batch, at the start: factor * value + penalty."""
+
+    factor: float
+    penalty: float
+
+    def of(self, value: float) -> float:
+        """The balanced value."""
+        return self.factor * value + self.penalty
+
+
+@dataclass(frozen=True)
 class ExplainedTerm:
     """One term of a total.
 
     factor: its weight as a formula. weights: at the steps of the stage. value: unweighted, on the batch.
-    over: what its mean is over. trained: whether anything that is trained changes it.
+    over: what its mean is over. trained: whether anything that is trained changes it. balance: None where nothing is done to it.
     """
 
     name: str
@@ -82,21 +94,26 @@ class ExplainedTerm:
     used: tuple[Used, ...]
     projection: Projected | None = None
     temperature: float | None = None
+    balance: Balanced | None = None
 
     @property
     def weighted(self) -> float:
         """Its part of the total at the start."""
-        return self.weights[0] * self.value
+        return self.weights[0] * (self.value if self.balance is None else self.balance.of(self.value))
 
 
 @dataclass(frozen=True)
 class ExplainedTask:
-    """The total of one task's batches; the task of a run of one bears the name "". left_out: terms with the reason."""
+    """The total of one task's batches; the task of a run of one bears the name "". left_out: terms with the reason.
+
+    balancer: the name of the one that weighs the terms.
+    """
 
     task: str
     rows: int
     terms: tuple[ExplainedTerm, ...]
     left_out: Mapping[str, str]
+    balancer: str = ""
 
     @property
     def total(self) -> float:
@@ -106,7 +123,10 @@ class ExplainedTask:
     @property
     def formula(self) -> tuple[str, ...]:
         """The summands of the total."""
-        return tuple(f"{term.factor} * {term.expression}" for term in self.terms)
+        return tuple(f"{term.factor} * {self._summand(term)}" for term in self.terms)
+
+    def _summand(self, term: ExplainedTerm) -> str:
+        return term.expression if term.balance is None else f"{self.balancer}({term.expression})"
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,8 @@ class ExplainedStage:
     strategy_parameters: int
     teachers: tuple[ExplainedTeacher, ...]
     tasks: tuple[ExplainedTask, ...]
+    balancer: Used | None = None
+    balancer_parameters: int = 0
 
 
 def explain(assembly: Assembly) -> tuple[ExplainedStage, ...]:
@@ -177,6 +199,8 @@ class _Stage:
         distills = isinstance(self.config, DistillStage)
         ref = self.config.strategy if isinstance(self.config, DistillStage) else ComponentRef("strategy", "supervised")
         self.strategy_used = self._used("strategy", ref)
+        balancer = getattr(self._distillation(), "balancer", None)
+        self.balancer_used = None if balancer is None else self._used("balancer", balancer)
         self.kind = "distill" if distills else "supervised"
         total = self.lesson.total_steps
         self.at = (0, total // 2, total)
@@ -200,6 +224,8 @@ class _Stage:
             _parameters(learner.parts),
             tuple(self._teachers()),
             tasks,
+            self.balancer_used,
+            _parameters(learner.balancer),
         )
 
     def _task(self, task: str, batch: Any, watching: _Watching) -> ExplainedTask:
@@ -208,15 +234,29 @@ class _Stage:
             losses = try_batch(self.lesson, task, batch)
         weights = [{**self.objective.weights(step), **self.strategy.weights(step)} for step in self._steps()]
         counted = {name: tuple(each.get(name, 1.0) for each in weights) for name in losses}
+        balance = self._balance(losses, {name: each[0] for name, each in counted.items()})
         terms = tuple(
-            self._term(name, loss, counted[name], watching, heard)
+            replace(self._term(name, loss, counted[name], watching, heard), balance=balance.get(name))
             for name, loss in losses.items()
             if any(counted[name])
         )
         left_out = {name: "its weight is 0" for name in losses if not any(counted[name])}
         for name in {**weights[0]}.keys() - losses.keys():
             left_out[name] = self._absent(name, [each[name] for each in weights], watching)
-        return ExplainedTask(task, _rows(batch), terms, dict(sorted(left_out.items())))
+        balancer = self.balancer_used.name if self.balancer_used else ""
+        return ExplainedTask(task, _rows(batch), terms, dict(sorted(left_out.items())), balancer)
+
+    def _balance(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Balanced]:
+        """What the balancer makes of terms, those that it changes."""
+        learner = self.lesson.learner
+        factors, penalties = learner.balance(losses, learner.balanced_terms(weights), Step(0, self.at[-1]))
+        return {
+            name: Balanced(
+                factors[name].item() if name in factors else 1.0, penalties[name].item() if name in penalties else 0.0
+            )
+            for name in losses
+            if name in factors or name in penalties
+        }
 
     def _steps(self) -> list[Step]:
         return [Step(step, self.at[-1]) for step in self.at]
@@ -296,7 +336,8 @@ class _Stage:
 
     def _match(self, name: str, heard: _Heard, watching: _Watching) -> dict[str, Any]:
         match, (student, teacher) = heard.matches[name], heard.read[name]
-        config = self._distillation().matches[list(heard.matches).index(name)]
+        config = match.written
+        assert config is not None  # a run's matches are those of its config
         owner = match.teacher or next(iter(watching.teachers))
         loss, own = self._used("loss", config.loss), _place(self.own, match.sources[0])
         used, expression, projected = [loss], own, None

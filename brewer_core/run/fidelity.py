@@ -152,7 +152,8 @@ def _gradient(
     parameters = [parameter for parameter in learner.student.parameters() if parameter.requires_grad]
     with evaluating(learner):
         losses: Mapping[str, Tensor] = learner(task, batch, answers, step)
-        total = sum((weights.get(name, 1.0) * loss for name, loss in losses.items()), torch.zeros(()))
+        balanced = learner.balance(losses, learner.balanced_terms(weights), step).of(losses)
+        total = sum((weights.get(name, 1.0) * loss for name, loss in balanced.items()), torch.zeros(()))
         found = torch.autograd.grad(total, parameters, allow_unused=True)
     gradients = [gradient.double() for gradient in found if gradient is not None]
     return gradients, {name: loss.item() for name, loss in losses.items()}

@@ -13,10 +13,14 @@ from typing import Any
 
 from brewer_core.errors import DataError, OutputExistsError, RequestError
 from brewer_core.files import draft_of, remove, replaced_of, write_whole
+from brewer_core.objective import Pairs
 from brewer_core.run.lock import Lock
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
 STAGES, BASELINES, STUDENT, PLUGINS = "stages", "baselines", "student", "plugins"
+LAYERS = "layers.json"
+"""In the folder of a stage: the layers that it has searched."""
+_MATCHES = "intermediate_matches"
 OWN_NAMES = (CONFIG, MANIFEST, METRICS, SUMMARY, LOCK, STAGES, BASELINES, STUDENT, PLUGINS)
 """All that a run writes into its folder, and all that overwriting removes."""
 
@@ -119,6 +123,20 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / STAGES / name
+
+    def layers(self, stage: str) -> dict[int, Pairs] | None:
+        """The pairs of layers that a stage has searched, by the position of the match; None where it has not kept any."""
+        file = self.stage(stage) / LAYERS
+        if not file.exists():
+            return None
+        kept = _read_json(file)[_MATCHES]
+        return {int(position): tuple((int(t), int(s)) for t, s in pairs) for position, pairs in kept.items()}
+
+    def write_layers(self, stage: str, layers: Mapping[int, Pairs]) -> None:
+        """Keep the pairs of layers that a stage has searched."""
+        self.stage(stage).mkdir(parents=True, exist_ok=True)
+        pairs = {str(position): [list(pair) for pair in found] for position, found in layers.items()}
+        self.write_json(f"{STAGES}/{stage}/{LAYERS}", {_MATCHES: pairs})
 
     def baseline(self, name: str) -> Path:
         """The folder of a baseline."""

@@ -20,7 +20,7 @@ from brewer_core.engine import Duration
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
-from brewer_core.objective import Objective, path_problems, places_of
+from brewer_core.objective import Objective, Pairs, balancer_of, path_problems, places_of, searched, with_pairs
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
@@ -39,7 +39,7 @@ class Lesson:
 
     loader: one, or a mapping from task to loader. adaptors: the trained model's, for each of its tasks.
     taught_by: the modules of its teachers. notes: what is said of it when it begins. asked, decisions: what is asked of each teacher,
-    and whether it is cached.
+    and whether it is cached. layers: the pairs of layers that were searched, by the position of the match.
     """
 
     learner: Learner
@@ -51,6 +51,7 @@ class Lesson:
     notes: Sequence[str] = ()
     asked: Mapping[str, Asked] = field(default_factory=dict)
     decisions: Mapping[str, Decision] = field(default_factory=dict)
+    layers: Mapping[int, Pairs] = field(default_factory=dict)
 
     @property
     def duration(self) -> Duration:
@@ -105,11 +106,17 @@ def supervised_lesson(
 
 
 def distill_lesson(
-    assembly: Assembly, stage: DistillStage, path: str, student: LoadedModel, caching: bool = True
+    assembly: Assembly,
+    stage: DistillStage,
+    path: str,
+    student: LoadedModel,
+    caching: bool = True,
+    layers: Mapping[int, Pairs] | None = None,
 ) -> Lesson:
     """The lesson of a distillation: teachers as far as they are trained, and the student.
 
     caching: teachers are cached, as far as the config says; without, they are live, and nothing is kept of a trial.
+    layers: the pairs of layers that a stage which goes on has found; searched where None.
     """
     strategy = assembly.bind(stage.strategy)()
     sets = assembly.training_sets(stage, path)
@@ -126,15 +133,20 @@ def distill_lesson(
         known = _features(student.model.to(assembly.trying_device), adaptors[first], sample, teaching)
         answers = teaching.answers(samples)
     own, infos = ModelInfo.of(stage.student, known), teaching.infos(answers)
+    if layers is None:
+        layers = _searched(assembly, stage.distillation, path, known, answers, infos)
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
-        objective = _objective(assembly, stage.distillation, path, own, infos)
+        objective = _objective(assembly, with_pairs(stage.distillation, layers), path, own, infos)
         parts = strategy.build(own, infos)
+        with _below(path):
+            balancer = balancer_of(stage.distillation, assembly.registry, objective, strategy)
     learner = Learner(
         student.model,
         adaptors if strategy.several_tasks else adaptors[first],
         objective,
         strategy,
         parts=parts,
+        balancer=balancer,
         precision=assembly.config.precision,
         arguments=teaching.arguments,
         model_inputs=model_inputs,
@@ -160,14 +172,35 @@ def distill_lesson(
         [*teaching.notes, *notes(decisions)],
         asked,
         decisions,
+        layers,
     )
+
+
+def _searched(
+    assembly: Assembly,
+    config: DistillationConfig,
+    path: str,
+    student: Features,
+    answers: Mapping[str, Features],
+    infos: Mapping[str, ModelInfo],
+) -> dict[int, Pairs]:
+    """The pairs of layers that are searched, as the first process finds them on its rows of the first batch."""
+    with _below(path):
+        return assembly.processes.of_first(lambda: searched(config, student, answers, infos))
 
 
 def _objective(
     assembly: Assembly, config: DistillationConfig, path: str, student: ModelInfo, teachers: Mapping[str, ModelInfo]
 ) -> Objective:
-    try:
+    with _below(path):
         return Objective.from_config(config, assembly.registry, student, teachers)
+
+
+@contextmanager
+def _below(path: str) -> Iterator[None]:
+    """Problems of a distillation config say which stage it is of."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError([f"{path}.distillation.{problem}" for problem in error.problems], "config") from error
 

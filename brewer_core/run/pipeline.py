@@ -234,13 +234,21 @@ class _Run:
         outcome = self._finished(folder, model)
         if outcome is None:
             if isinstance(stage, DistillStage):
-                lesson = distill_lesson(self.assembly, stage, path, model)
+                lesson = self._distillation(stage, path, model)
             else:
                 lesson = supervised_lesson(self.assembly, stage, path, model, stage.name)
             outcome, model = self._train(lesson, folder, stage.name, name, model)
         self.assembly.replace_model(name, model)
         self.assembly.read_nothing()
         self.outcomes[name] = outcome
+
+    def _distillation(self, stage: DistillStage, path: str, model: LoadedModel) -> Lesson:
+        """The lesson of a distillation; layers that it searched are kept, for a stage that goes on must have the same."""
+        kept = self.processes.of_first(lambda: self.folder.layers(stage.name)) if self.resuming else None
+        lesson = distill_lesson(self.assembly, stage, path, model, layers=kept)
+        if lesson.layers and kept is None:
+            self._once(lambda: self.folder.write_layers(stage.name, lesson.layers))
+        return lesson
 
     def _finished(self, folder: Path, model: LoadedModel) -> Outcome | None:
         """How a training ended that is not to be repeated, with the model as it left it; None where it is to be done."""

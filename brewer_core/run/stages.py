@@ -95,7 +95,14 @@ def train(assembly: Assembly, lesson: Lesson, folder: Path, tracking: str, sessi
         report=lambda step, figures: _report(trackers, step, figures),
         keep=checkpoints.pin if training.checkpoint_every_steps else None,
     )
-    modes, stopwatch = training_modes(lesson.learner.student, training, teachers=lesson.taught_by), Stopwatch()
+    balancer = lesson.learner.balancer
+    modes = training_modes(
+        lesson.learner.student,
+        training,
+        teachers=lesson.taught_by,
+        several_backward=balancer is not None and balancer.reads_gradients,
+    )
+    stopwatch = Stopwatch()
     with seeded(assembly.seed("train", tracking, *_of_process(processes)), assembly.device), modes:
         lesson.learner.train()
         engine = Engine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,16 +18,23 @@ from brewer_core.sharding import is_sharded
 
 @contextmanager
 def training_modes(
-    student: nn.Module, training: Optimization, path: str = "training", teachers: Sequence[nn.Module] = ()
+    student: nn.Module,
+    training: Optimization,
+    path: str = "training",
+    teachers: Sequence[nn.Module] = (),
+    several_backward: bool = False,
 ) -> Iterator[None]:
     """Switch on what a training asks for, and off again however it ends.
 
     path: where the training stands in the config. teachers: compiled with the student, each once, unless it is in parts.
+    several_backward: a graph goes backward more than once, for the gradient of each term.
     Raises ConfigError where the student or torch does not have it.
     """
     with contextlib.ExitStack() as modes:
         if training.gradient_checkpointing:
             modes.enter_context(_checkpointing(student, f"{path}.gradient_checkpointing"))
+        if training.compile and several_backward:
+            modes.enter_context(_keeping_graphs())
         if training.compile:
             whole = [
                 teacher for teacher in dict.fromkeys(teachers) if teacher is not student and not is_sharded(teacher)
@@ -71,6 +78,14 @@ def _disable(student: nn.Module, disable: Callable[[], Any]) -> None:
 
 def _no_checkpointing(student: nn.Module, path: str) -> str:
     return f"{path}: a {type(student).__name__} has no gradient checkpointing; leave it out"
+
+
+def _keeping_graphs() -> AbstractContextManager[Any]:
+    """Compiled backward passes write over what was saved for them, and refuse to run again, unless torch is told before."""
+    import torch._functorch.config as functorch
+
+    patched: AbstractContextManager[Any] = functorch.patch(donated_buffer=False)
+    return patched
 
 
 @contextmanager

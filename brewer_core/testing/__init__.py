@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from brewer_core.testing.adaptors import AdaptorConformance as AdaptorConformance
+    from brewer_core.testing.balancers import BalancerConformance as BalancerConformance
     from brewer_core.testing.conformance import DoesNotApply as DoesNotApply
     from brewer_core.testing.distributions import write_distribution as write_distribution
     from brewer_core.testing.kd_losses import KDLossConformance as KDLossConformance
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adaptors": ("AdaptorConformance",),
+    "balancers": ("BalancerConformance",),
     "conformance": ("DoesNotApply",),
     "distributions": ("write_distribution",),
     "kd_losses": ("KDLossConformance",),

@@ -15,6 +15,7 @@ from brewer_core.errors import MissingExtraError, RequestError, did_you_mean
 from brewer_core.plugins import Choice, collect_plugins, find_plugins, load_plugins
 from brewer_core.registry import Plugin
 from brewer_core.testing.adaptors import AdaptorConformance
+from brewer_core.testing.balancers import BalancerConformance
 from brewer_core.testing.conformance import PREFIX, Conformance, DoesNotApply
 from brewer_core.testing.kd_losses import KDLossConformance
 from brewer_core.testing.match_losses import MatchLossConformance
@@ -42,6 +43,7 @@ CLASSES: Mapping[str, type[Conformance]] = MappingProxyType(
             DatasetConformance,
             MetricConformance,
             AugmentationConformance,
+            BalancerConformance,
             TrackerConformance,
         )
     }

@@ -187,6 +187,8 @@ def _reference(mark: OfKind) -> str:
 def _schema_type(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(map(_schema_type, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if schema["type"] == "array":
         return f"list of {_schema_type(schema['items'])}"
     return "text" if schema["type"] == "string" else str(schema["type"])
