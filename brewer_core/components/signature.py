@@ -9,7 +9,9 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import NotRequired, Required, is_typeddict
 
 from brewer_core.components.kinds import RESERVED, Kind
 from brewer_core.errors import ComponentError
@@ -240,9 +242,12 @@ def _signature(function: Callable[..., Any], reader: _Reader) -> inspect.Signatu
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The leaf types of an annotation: those inside unions, containers and `Annotated`."""
+    """The leaf types of an annotation: those inside unions, containers, typed dicts and `Annotated`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
+    if is_typeddict(annotation):
+        for inner in get_type_hints(annotation, include_extras=True).values():
+            yield from _parts(inner)
+    elif origin in (Annotated, Required, NotRequired):
         yield from _parts(arguments[0])
     elif (
         origin in (Union, types.UnionType)
