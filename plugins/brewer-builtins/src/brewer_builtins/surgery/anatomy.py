@@ -148,11 +148,21 @@ class Anatomy:
     @cached_property
     def norms(self) -> dict[str, nn.Module]:
         """The norms of the width that all layers share."""
+        return {name: norm for name, norm in self._wide_norms.items() if name not in self.pooled_norms}
+
+    @cached_property
+    def pooled_norms(self) -> dict[str, nn.Module]:
+        """The norms of what a classifier's head makes of the stream."""
+        return {
+            name: norm for name, norm in self._wide_norms.items() if self.by_rule(f"{name}.weight", 1) == ("pooled",)
+        }
+
+    @cached_property
+    def _wide_norms(self) -> dict[str, nn.Module]:
         return {
             name: module
             for name, module in self.modules.items()
             if "norm" in type(module).__name__.lower()
             and tuple(getattr(module, "weight", nn.Parameter()).shape) == (self.sizes.hidden,)
             and not name.endswith(("q_norm", "k_norm"))
-            and self.by_rule(f"{name}.weight", 1) in (None, ("residual",))
         }

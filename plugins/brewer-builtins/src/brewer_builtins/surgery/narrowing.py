@@ -40,14 +40,14 @@ def narrowed(anatomy: Anatomy, sizes: Sizes, method: str, batches: Batches) -> A
     if thinner and seen is not None:
         if method == "pca":
             projection = principal(seen.moments, what.channels, anatomy.family.centred)
-        norms = fitted(anatomy, projection, batches)
+        norms = fitted(anatomy, projection, Selection(what.pooled), batches)
     readers = _folds(anatomy) if thinner and method == "pca" else {}
     state = {name: tensor.detach().clone() for name, tensor in anatomy.model.state_dict().items()}
     biases = _fold(anatomy, state, readers)
     untied = any(reader == "lm_head" for own in readers.values() for reader in own)
     state = _cut(anatomy, sizes, what, projection, state)
     _set_norms(anatomy, state, norms, readers, biases)
-    _rescale(anatomy, sizes, state)
+    _rescale(anatomy, sizes, state, untied)
     return _filled(anatomy, sizes, state, untied)
 
 
@@ -172,17 +172,17 @@ def _set_norms(
             state[f"{name}.bias"] = bias.to(own)
 
 
-def _rescale(anatomy: Anatomy, sizes: Sizes, state: State) -> None:
+def _rescale(anatomy: Anatomy, sizes: Sizes, state: State, untied: bool) -> None:
     """Undo factors that a model takes from its width: of embeddings, and of T5's tied logits."""
     factor = (anatomy.sizes.hidden / sizes.hidden) ** 0.5
     if factor == 1.0:
         return
     offset, embedded = anatomy.family.norm_offset, anatomy.family.embeddings
     last = [name for name in anatomy.norms if name.endswith(("model.norm", "decoder.final_layer_norm"))]
-    tied = "lm_head.weight" in state and _tied(anatomy.model)
+    tied = _tied(anatomy.model) and not untied
     if embedded:
         for name in state:
-            if name.endswith(f"{embedded}.weight"):
+            if name.endswith(f"{embedded}.weight") or (tied and name == "lm_head.weight"):
                 state[name] = state[name] * factor
     scaled = (embedded and tied) or (
         getattr(anatomy.model.config, "scale_decoder_outputs", False) and "lm_head" in anatomy.modules

@@ -28,17 +28,22 @@ class Fitted:
     scale: float
 
 
-def fitted(anatomy: Anatomy, projection: Projection, batches: Batches) -> dict[str, Fitted]:
+def fitted(anatomy: Anatomy, stream: Projection, pooled: Projection, batches: Batches) -> dict[str, Fitted]:
     """Weight and bias of each norm that come nearest to the teacher's outputs by least squares, channel by channel.
 
     The student's norm divides by the spread of K channels where the teacher's divided by that of H, so the teacher's weights
-    alone would give states of another size.
+    alone would give states of another size. stream, pooled: what is kept of the stream, and of what a classifier's head makes.
     """
+    norms = anatomy.norms | anatomy.pooled_norms
     fits = {
-        name: _Fit(projection, normal(anatomy, norm), getattr(norm, "bias", None) is not None)
-        for name, norm in anatomy.norms.items()
+        name: _Fit(
+            pooled if name in anatomy.pooled_norms else stream,
+            normal(anatomy, norm),
+            getattr(norm, "bias", None) is not None,
+        )
+        for name, norm in norms.items()
     }
-    listen(anatomy.model, batches, {norm: fits[name].add for name, norm in anatomy.norms.items()})
+    listen(anatomy.model, batches, {norm: fits[name].add for name, norm in norms.items()})
     return {name: fit.result for name, fit in fits.items()}
 
 
