@@ -30,7 +30,15 @@ from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
 from brewer_core.run.loading import LengthGroupedBatches, TextLoader, collate
-from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage, trained_model
+from brewer_core.run.tasks import (
+    columns,
+    for_columns,
+    side_by_side,
+    task_of,
+    tasks_of_model,
+    tasks_of_stage,
+    trained_model,
+)
 from brewer_core.run.text import RowView, TextDataset, check_column, class_names, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 from brewer_core.run.tokens import TokenFiles

@@ -33,7 +33,7 @@ def shortened(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]], option:
     for prefix, (setting, layers) in kept.items():
         _with_layers(config, setting, layers)
         state = _renumbered(state, prefix, layers)
-    short = type(model)(config)
+    short = made(type(model), config, model.dtype)
     try:
         short.load_state_dict(state)
     except RuntimeError as error:
@@ -70,6 +70,14 @@ def _check_layers(layers: Sequence[int], count: int) -> None:
             )
 
 
+def made(kind: Any, config: Any, dtype: Any) -> Any:
+    """A model of a class of transformers, with weights to be replaced: in float64 for another's float64, else in float32."""
+    import torch
+
+    model = kind(config)
+    return model.double() if dtype == torch.float64 else model
+
+
 def copied(config: Any) -> Any:
     """A config for another model of the same class, whose attention is the class's own, not what a stage made of it."""
     config = copy.deepcopy(config)
@@ -92,7 +100,9 @@ def _renumbered(state: Mapping[str, Any], prefix: str, layers: Sequence[int]) ->
     for new, old in enumerate(layers):
         start, first = f"{prefix}.{old}.", f"{prefix}.0."
         own = {key[len(start) :]: state[key] for key in state if key.startswith(start)}
-        shared = {key[len(first) :]: state[key] for key in state if key.startswith(first) and key.endswith(_OF_FIRST_LAYERS)}
+        shared = {
+            key[len(first) :]: state[key] for key in state if key.startswith(first) and key.endswith(_OF_FIRST_LAYERS)
+        }
         own = {key: value for key, value in own.items() if key not in shared} | (shared if new == 0 else {})
         kept |= {f"{prefix}.{new}.{key}": value for key, value in own.items()}
     return kept

@@ -70,7 +70,13 @@ def hf(
     tokenizer: the one whose numbers the model will read; None for the model's own. A pretrained model whose own
     vocabulary is another is refused. Code that comes with a model is never run.
     """
-    options = {"path": path, "distribution": distribution, "config": config, "keep_layers": keep_layers, "from_teacher": from_teacher}
+    options = {
+        "path": path,
+        "distribution": distribution,
+        "config": config,
+        "keep_layers": keep_layers,
+        "from_teacher": from_teacher,
+    }
     _check_one_origin(options)
     _check_task(task, num_labels)
     with _quiet(), _drawn_from(seed):
@@ -169,7 +175,7 @@ def _cut_out(
         cut = cut_out(teacher.model, sample=sample, **settings)
     except RequestError as error:
         raise RequestError(f"`from_teacher`: {error}") from error
-    return _loaded(cut.model, teacher.tokenizer, f"cut out of its teacher: {cut.told}")
+    return _loaded(cut.model.float(), teacher.tokenizer, f"cut out of its teacher: {cut.told}")
 
 
 def _with_head(model: Any, task: Task, num_labels: int) -> Any:

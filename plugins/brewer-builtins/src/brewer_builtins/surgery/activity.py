@@ -106,7 +106,7 @@ def _norm_heard(mean: _Mean, moment: _Mean, core: Callable[[Tensor], Tensor], fo
 def _context_heard(heads: _Mean, dimensions: _Mean, dim: int) -> Heard:
     def heard(before: Tensor, after: Tensor, valid: Tensor) -> None:
         del after
-        each = before[valid].unflatten(-1, (-1, dim))
+        each = before[valid].reshape(-1, before.shape[-1] // dim, dim)
         heads.add(each.norm(dim=-1))
         dimensions.add(each.abs())
 
@@ -158,7 +158,9 @@ def listen(model: nn.Module, batches: Batches, heard: Mapping[nn.Module, Heard])
         with _evaluating(model), torch.no_grad():
             for batch in batches:
                 moved = {name: tensor.to(device) for name, tensor in batch.items()}
-                masks[:] = [moved[name].bool() for name in ("attention_mask", "decoder_attention_mask") if name in moved]
+                masks[:] = [
+                    moved[name].bool() for name in ("attention_mask", "decoder_attention_mask") if name in moved
+                ]
                 model(**moved)
     finally:
         for each in hooks:

@@ -107,11 +107,14 @@ class Anatomy:
                 pairs = zip(tensor.shape, shape, strict=True)
                 known = tuple("residual" if pair == (self.sizes.hidden, hidden) else "" for pair in pairs)
             if known is None:
-                raise RequestError(f"the student has no weight {name}, which the teacher has; take another `hidden_size`.")
+                raise RequestError(
+                    f"the student has no weight {name}, which the teacher has; take another `hidden_size`."
+                )
             found[name] = known
         return found
 
     def by_rule(self, name: str, rank: int) -> tuple[Axis, ...] | None:
+        """What runs along the axes of a weight, by its name and the number of its axes; None where no rule names it."""
         owner = name.rpartition(".")[0]
         rule = rule_of(self.family, owner) or rule_of(self.family, name)
         if owner == "classifier" and self._pools:
@@ -140,7 +143,9 @@ class Anatomy:
         """The modules whose input runs along an axis, by name."""
         found = {}
         for name, module in self.modules.items():
-            axes = self.by_rule(f"{name}.weight", 2) if isinstance(getattr(module, "weight", None), nn.Parameter) else None
+            axes = (
+                self.by_rule(f"{name}.weight", 2) if isinstance(getattr(module, "weight", None), nn.Parameter) else None
+            )
             if axes and axis in axes and axes[0 if type(module).__name__ == "Conv1D" else 1] == axis:
                 found[name] = module
         return found

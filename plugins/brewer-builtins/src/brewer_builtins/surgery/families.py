@@ -166,9 +166,7 @@ _LLAMA_FOLDS = {
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
     "model.norm": ("/lm_head", "/score"),
 }
-_LLAMA = Family(
-    (Stack("layers"),), _LLAMA_RULES, free_heads=True, rotary=True, centred=False, folds=_LLAMA_FOLDS
-)
+_LLAMA = Family((Stack("layers"),), _LLAMA_RULES, free_heads=True, rotary=True, centred=False, folds=_LLAMA_FOLDS)
 _GEMMA = Family(
     (Stack("layers"),),
     _LLAMA_RULES,
@@ -193,6 +191,7 @@ _GEMMA2 = Family(
     },
     embeddings="embed_tokens",
 )
+_T5_READERS = ("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1")
 _T5 = Family(
     (
         Stack("encoder.block", "num_layers", "num_heads", "d_ff", "encoder"),
@@ -217,8 +216,8 @@ _T5 = Family(
     centred=False,
     folds={
         "layer.0.layer_norm": ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v"),
-        "layer.1.layer_norm": ("EncDecAttention.q", "layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
-        "layer.2.layer_norm": ("layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wi_0", "layer.2.DenseReluDense.wi_1"),
+        "layer.1.layer_norm": ("EncDecAttention.q", *(f"layer.1.{reader}" for reader in _T5_READERS)),
+        "layer.2.layer_norm": tuple(f"layer.2.{reader}" for reader in _T5_READERS),
         "encoder.final_layer_norm": ("/EncDecAttention.k", "/EncDecAttention.v"),
         "decoder.final_layer_norm": ("/lm_head", "/classification_head.dense"),
     },

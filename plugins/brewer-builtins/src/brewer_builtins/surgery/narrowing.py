@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brewer_builtins.layers import copied
+from brewer_builtins.layers import copied, made
 from brewer_builtins.surgery.activity import Batches, activity
 from brewer_builtins.surgery.anatomy import Anatomy, Sizes
 from brewer_builtins.surgery.choice import Choice, choice, kept, positions
@@ -83,11 +83,7 @@ def _folds(anatomy: Anatomy) -> dict[str, list[str]]:
 def _readers(anatomy: Anatomy, norm: str, wanted: str) -> list[str]:
     scope = "" if wanted.startswith("/") else f"{anatomy.layer_of(norm)}."
     end = wanted.removeprefix("/")
-    return [
-        name
-        for name in anatomy.modules
-        if name.startswith(scope) and (name == end or name.endswith(f".{end}"))
-    ]
+    return [name for name in anatomy.modules if name.startswith(scope) and (name == end or name.endswith(f".{end}"))]
 
 
 def _fold(anatomy: Anatomy, state: State, readers: Mapping[str, list[str]]) -> dict[str, Tensor]:
@@ -228,7 +224,7 @@ def _made(anatomy: Anatomy, sizes: Sizes, untied: bool = False) -> Any:
     config = _config(anatomy, sizes, untied)
     try:
         type(config).from_dict(config.to_dict())  # what a saved student's config is read by
-        return type(anatomy.model)(config)
+        return made(type(anatomy.model), config, anatomy.model.dtype)
     except Exception as error:  # configs and models of transformers check sizes in ways of their own
         raise RequestError(
             f"a {type(anatomy.model).__name__} cannot have these sizes ({' '.join(str(error).split())}); take another "

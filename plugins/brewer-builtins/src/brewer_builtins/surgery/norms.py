@@ -74,9 +74,14 @@ class _Fit:
 
 
 def folded_bias(weights: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """b [K] for which W b is nearest to what a norm's bias gave its readers without a bias of their own. W: [*, K]."""
+    """The bias b [K] of a norm for which W b is nearest to what readers without a bias of their own are to get.
+
+    weights: W of each reader, [*, K]; wanted: W b of each in the teacher, [*].
+    """
     matrix, target = torch.cat(weights).double(), torch.cat(wanted).double()
-    return torch.linalg.pinv(matrix) @ target
+    # By the normal equations: W has a row for each entry of a vocabulary.
+    bias: Tensor = torch.linalg.pinv(matrix.T @ matrix, hermitian=True) @ (matrix.T @ target)
+    return bias
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -57,10 +57,12 @@ def principal(moments: Tensor, channels: Tensor, centred: bool) -> Rotation:
 
 
 def _leading(moments: Tensor, count: int) -> Tensor:
-    return torch.linalg.eigh(moments).eigenvectors.flip(-1)[:, :count]
+    vectors: Tensor = torch.linalg.eigh(moments).eigenvectors
+    return vectors.flip(-1)[:, :count]
 
 
 def _nearest(basis: Tensor, target: Tensor) -> Tensor:
     """U A with an orthogonal A that is nearest to the target, both [H, R]."""
     left, _, right = torch.linalg.svd(basis.T @ target)
-    return basis @ left @ right
+    nearest: Tensor = basis @ left @ right
+    return nearest

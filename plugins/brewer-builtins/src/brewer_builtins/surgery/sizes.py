@@ -72,7 +72,9 @@ def _tied(
 ) -> StackSizes:
     """Heads whose dimensions give the width together."""
     if grouped is not None:
-        raise RequestError("`num_key_value_heads` is for teachers whose heads share keys and values, and this one's do not.")
+        raise RequestError(
+            "`num_key_value_heads` is for teachers whose heads share keys and values, and this one's do not."
+        )
     dim = own.head_dim
     if wanted is None:
         wanted = hidden // dim if hidden % dim == 0 else own.heads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def student_from_teacher(
     active is seen on those that are left.
     sample: rows to look at, asked for `sample_rows` of them; needed by "importance", "pca" and `block_influence` alone. On a batch
     with labels the model would compute its loss, so leave them out.
-    Without any size the copy gives the model's outputs bit for bit.
+    Returns a model on the CPU, in the teacher's precision and mode. Without any size it gives the teacher's outputs bit for bit.
     Raises RequestError where sizes do not fit, nothing is known of the model's family, or a sample is missing.
     """
     return cut_out(
@@ -83,7 +83,9 @@ def cut_out(
 ) -> Cut:
     """As `student_from_teacher`, with what was done."""
     with torch.random.fork_rng(devices=[]):  # a model that is made draws weights, which are then replaced
-        return _cut_out(model, layers, (hidden_size, num_attention_heads, num_key_value_heads, intermediate_size), method, _looking(sample, sample_rows))
+        given = (hidden_size, num_attention_heads, num_key_value_heads, intermediate_size)
+        cut = _cut_out(model, layers, given, method, _looking(sample, sample_rows))
+    return replace(cut, model=cut.model.to("cpu", model.dtype).train(model.training))
 
 
 def _cut_out(model: Any, layers: Any, given: tuple[int | None, ...], method: str, look: Look) -> Cut:
@@ -91,19 +93,30 @@ def _cut_out(model: Any, layers: Any, given: tuple[int | None, ...], method: str
         raise RequestError(f"`method` is {method!r}; expected one of {', '.join(METHODS)}.")
     kept = _layers(model, layers, look)
     short = shortened(model, kept)
-    told = [f"layers {', '.join(map(str, numbers))}" for _, numbers in kept.values()]
+    told = _told(model, kept)
     if all(size is None for size in given):
-        return Cut(short, "; ".join(told) or "all of it")
+        return Cut(short, told)
     anatomy = Anatomy.of(short.to(next(model.parameters()).device))  # where the sample is run
     sizes = student_sizes(anatomy, *given)
     if sizes == anatomy.sizes:
-        return Cut(short.cpu(), "; ".join(told))
-    told += [f"width {sizes.hidden} of {anatomy.sizes.hidden}"] if sizes.hidden != anatomy.sizes.hidden else []
-    told += list(
+        return Cut(short, told)
+    layer = " and ".join(
         dict.fromkeys(f"{own.heads} heads of {own.head_dim}, {own.neurons} neurons" for own in sizes.stacks.values())
     )
     batches = look(f'`method` "{method}"') if method != "truncate" else ()
-    return Cut(narrowed(anatomy, sizes, method, batches), f"{'; '.join(told)}; by {method}")
+    return Cut(
+        narrowed(anatomy, sizes, method, batches),
+        f"{told}; width {sizes.hidden} of {anatomy.sizes.hidden}, {layer}, by {method}",
+    )
+
+
+def _told(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]]) -> str:
+    named = [
+        f"layers {', '.join(map(str, numbers))} of {getattr(model.config, setting)}"
+        for setting, numbers in kept.values()
+        if list(numbers) != list(range(getattr(model.config, setting)))
+    ]
+    return " and ".join(dict.fromkeys(named)) or "all layers"
 
 
 def _looking(sample: Sample | None, rows: int) -> Look:
@@ -135,15 +148,17 @@ def _layers(model: Any, layers: Any, look: Look) -> dict[str, tuple[str, list[in
     kept = {}
     for path, stack in stacks.items():
         wanted = layers.get(stack.name) if by_stack else layers
-        total = int(getattr(model.config, stack.layers))
-        own = list(model.get_submodule(path))
-        kept[path] = (
-            stack.layers,
-            list(range(total))
-            if wanted is None
-            else chosen(wanted, total, lambda own=own: influences(model, own, look("block_influence"))),
-        )
+        kept[path] = (stack.layers, _numbers(model, path, stack, wanted, look))
     return kept
+
+
+def _numbers(model: Any, path: str, stack: Stack, wanted: Any, look: Look) -> list[int]:
+    total = int(getattr(model.config, stack.layers))
+
+    def influence() -> Sequence[float]:
+        return influences(model, list(model.get_submodule(path)), look("block_influence"))
+
+    return list(range(total)) if wanted is None else chosen(wanted, total, influence)
 
 
 def _stacks(model: Any, layers: Any) -> dict[str, Stack]:
