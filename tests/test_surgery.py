@@ -11,10 +11,11 @@ transformers = pytest.importorskip("transformers", reason="models need the extra
 from brewer_builtins.surgery import student_from_teacher  # noqa: E402  # after the skip
 from brewer_builtins.surgery.anatomy import Anatomy  # noqa: E402
 from brewer_builtins.surgery.choice import positions  # noqa: E402
-from surgery_models import HEADS, LAYERS, MODELS, NEURONS, WIDTH, logits, rows, sample, tiny  # noqa: E402
+from surgery_models import HEADS, LAYERS, MODELS, WIDTH, logits, sample, tiny  # noqa: E402
 
 HALF = WIDTH // 2
 KEPT_CHANNELS = torch.tensor([1, 2, 5, 6, 9, 11, 12, 15, 16, 19, 20, 23])
+DEAD_DIMENSIONS = [0, 3, 4]
 NOT_ROTATED = ("bert-mlm", "deberta-v2-convolution")
 UNCENTRED = ("bert-mlm", "deberta-v2-convolution", "modernbert")
 """What an activation function gives goes to a norm there, so channels of zeros cannot be left out exactly."""
@@ -60,8 +61,10 @@ def test_a_student_is_read_again_as_it_was_saved(name, method, tmp_path):
     assert torch.allclose(logits(again, name), logits(student, name), atol=1e-5)
 
 
-def with_channels_of_zeros(name):
-    """A teacher of which half of the channels, heads and neurons, and half of what its head makes, do nothing.
+def with_channels_of_zeros(name, dead="heads"):
+    """A teacher of which half of the channels and neurons, and half of what its head makes, do nothing, and half of its heads.
+
+    dead: "dimensions" for half of the dimensions of each head instead.
 
     Where norms subtract the mean, the rest of what is added to the stream has a mean of 0, so that it stays where it was.
     """
@@ -91,6 +94,10 @@ def with_channels_of_zeros(name):
                 weight[..., dropped] = 0
             elif axis.startswith("neurons"):
                 weight.unflatten(-1, (axis.count("+") + 1, -1))[..., 10:] = 0
+            elif dead == "dimensions" and {"query", "key", "value"} & set(axis.replace("&", "+").split("+")):
+                sizes = anatomy.sizes.stacks[anatomy.stacks[anatomy.stack_of(key)].name]
+                for where in positions(axis, sizes).values():
+                    weight[..., where[:, DEAD_DIMENSIONS].flatten()] = 0
             elif "value" in axis:
                 sizes = anatomy.sizes.stacks[anatomy.stacks[anatomy.stack_of(key)].name]
                 dead = [0, 3] if sizes.kv_heads == HEADS else [1]
@@ -110,38 +117,58 @@ def test_channels_heads_and_neurons_that_do_nothing_are_what_is_left_out(name, m
     assert student.num_parameters() < 0.7 * teacher.num_parameters()
 
 
-def normalised(states):
-    return states * torch.rsqrt(states.square().mean(-1, keepdim=True))
+@pytest.mark.parametrize(
+    "name",
+    ["bert", "roberta", "electra", "deberta", "deberta-v2", "deberta-v2-own-keys", "mpnet", "distilbert", "gpt2"],
+)
+def test_dimensions_of_heads_that_do_nothing_are_what_is_left_out(name):
+    teacher = with_channels_of_zeros(name, dead="dimensions")
+    student = student_from_teacher(teacher, hidden_size=HALF, num_attention_heads=HEADS, sample=sample(name))
+    assert student.config.num_attention_heads == HEADS
+    assert distance(logits(student, name), logits(teacher, name)) < 1e-5
+
+
+def orthogonal(size):
+    return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(2)))[0]
+
+
+def turned(name):
+    """A rotation of the stream; where norms subtract the mean, one that leaves the direction of the mean as it is."""
+    if name == "llama":
+        return orthogonal(WIDTH)
+    mean = torch.full((WIDTH, 1), WIDTH**-0.5)
+    inside = torch.linalg.qr(torch.cat([mean, torch.eye(WIDTH)[:, 1:]], 1))[0][:, 1:]
+    return mean @ mean.T + inside @ orthogonal(WIDTH - 1) @ inside.T
+
+
+INPUTS_TURNED = (
+    "embed_tokens",
+    "wte",
+    "wpe",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "gate_proj",
+    "up_proj",
+    "c_proj",
+    "lm_head",
+)
+OUTPUTS_TURNED = ("o_proj", "down_proj", "c_attn", "c_fc")
+"""By the last axis of a weight, and by the first; GPT-2 keeps its matrices the other way round."""
 
 
 def rotated(name):
-    """A teacher whose stream lies in half of its dimensions, none of which is an axis. Its logits are those of one in which it does."""
-    teacher = with_channels_of_zeros(name)
-    state = teacher.state_dict()
-    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2)))[0]
-    if name == "gpt2":  # its norms subtract the mean, so the direction of the mean stays
-        mean = torch.full((WIDTH, 1), WIDTH**-0.5)
-        inside = torch.linalg.qr(torch.cat([mean, torch.eye(WIDTH)[:, :-1]], 1))[0][:, 1:]
-        turn = mean @ mean.T + inside @ turn[1:, 1:] @ inside.T
-        turn = torch.linalg.svd(turn)[0] @ torch.linalg.svd(turn)[2]
+    """A teacher whose stream lies in half of its dimensions, none of which is a channel."""
+    teacher, turn = with_channels_of_zeros(name), turned(name)
     with torch.no_grad():
-        for key, weight in state.items():
-            last = key.rpartition(".")[0].rpartition(".")[2]
-            if "norm" in key or "ln_" in key:
-                continue
-            if last in ("embed_tokens", "wte", "wpe", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+        for key, weight in teacher.named_parameters():
+            last = key.split(".")[-2]
+            if weight.dim() == 1 and ("norm" in last or "ln_" in last):
+                weight.fill_(0.0 if key.endswith("bias") else 0.9)  # one for each channel would not go with a rotation
+            elif last in INPUTS_TURNED:
                 weight.copy_(weight @ turn)
-            elif last in ("o_proj", "down_proj"):
+            elif last in OUTPUTS_TURNED and weight.dim() == 2:
                 weight.copy_(turn.T @ weight)
-            elif last == "lm_head" and name == "llama":
-                weight.copy_(weight @ turn)
-            elif last == "c_proj":
-                weight.copy_(weight @ turn)
-            elif last in ("c_attn", "c_fc") and key.endswith("weight"):
-                weight.copy_(turn.T @ weight)
-        for key, weight in state.items():  # a weight for each channel would not go with a rotation
-            if weight.dim() == 1 and ("norm" in key or "ln_" in key):
-                weight.fill_(0.0 if key.endswith("bias") else 0.9)
     return teacher
 
 

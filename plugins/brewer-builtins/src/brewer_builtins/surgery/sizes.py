@@ -52,7 +52,7 @@ def _free(
         fitting = [kv for kv in range(1, own.kv_heads + 1) if _groups(own, heads, kv)]
         # In proportion where that can be, else as many as can be.
         in_proportion = own.kv_heads * heads / own.heads
-        grouped = min(fitting, key=lambda kv: (abs(kv - in_proportion), -kv), default=0)
+        grouped = min(fitting, key=lambda kv: (abs(kv - in_proportion), -kv), default=own.kv_heads)
     if not _groups(own, heads, grouped):
         raise RequestError(
             f"{heads} heads and {grouped} heads of keys and values do not come of the teacher's {own.heads} and "
