@@ -203,7 +203,13 @@ class _Reader:
             )
         annotation = self._evaluate(function, name, parameter.annotation)
         for part in _parts(annotation):
-            if not _is_json(part):
+            if is_typeddict(part):
+                if getattr(part, "__pydantic_config__", {}).get("extra") != "forbid":
+                    raise self.refuse(
+                        f"has the option `{name}` of type {part.__name__}, which takes keys that it does not know; decorate "
+                        'it with `@pydantic.with_config(extra="forbid", strict=True)`.'
+                    )
+            elif not _is_json(part):
                 raise self.refuse(
                     f"has the option `{name}` of type {_type_name(part)}, which is no JSON type{self._hint(name)}"
                 )
@@ -242,9 +248,10 @@ def _signature(function: Callable[..., Any], reader: _Reader) -> inspect.Signatu
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The leaf types of an annotation: those inside unions, containers, typed dicts and `Annotated`."""
+    """The leaf types of an annotation: those inside unions, containers and `Annotated`; a typed dict, and those inside it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if is_typeddict(annotation):
+        yield annotation
         for inner in get_type_hints(annotation, include_extras=True).values():
             yield from _parts(inner)
     elif origin in (Annotated, Required, NotRequired):
