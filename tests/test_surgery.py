@@ -17,6 +17,7 @@ HALF = WIDTH // 2
 KEPT_CHANNELS = torch.tensor([1, 2, 5, 6, 9, 11, 12, 15, 16, 19, 20, 23])
 DEAD_DIMENSIONS = [0, 3, 4]
 NOT_ROTATED = ("bert-mlm", "deberta-v2-convolution")
+"""These have an activation function between the stream and the embeddings, or inside the stream."""
 UNCENTRED = ("bert-mlm", "deberta-v2-convolution", "modernbert")
 """What an activation function gives goes to a norm there, so channels of zeros cannot be left out exactly."""
 
@@ -43,11 +44,16 @@ def test_a_student_of_all_of_its_teacher_answers_bit_for_bit(name):
     assert not {p.data_ptr() for p in whole.parameters()} & {p.data_ptr() for p in teacher.parameters()}
 
 
-@pytest.mark.parametrize("method", ["truncate", "importance", "pca"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name in MODELS
+        for method in ("truncate", "importance", "pca")
+        if method != "pca" or name not in NOT_ROTATED
+    ],
+)
 def test_a_student_is_read_again_as_it_was_saved(name, method, tmp_path):
-    if method == "pca" and name in NOT_ROTATED:
-        pytest.skip("has an activation function before the embeddings or in the stream")
     teacher = tiny(name)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     student = student_from_teacher(

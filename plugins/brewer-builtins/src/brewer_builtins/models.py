@@ -69,6 +69,7 @@ def hf(
     In float32, on the CPU; weights that no file holds are drawn from the seed, and torch's global generator is left alone.
     tokenizer: the one whose numbers the model will read; None for the model's own. A pretrained model whose own
     vocabulary is another is refused. Code that comes with a model is never run.
+    sample: gives rows that the model will be trained on, for a student that `from_teacher` cuts out of its teacher by what is active.
     """
     options = {
         "path": path,

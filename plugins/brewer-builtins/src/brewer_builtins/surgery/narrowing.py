@@ -27,10 +27,8 @@ def narrowed(anatomy: Anatomy, sizes: Sizes, method: str, batches: Batches) -> A
 
     method: `importance` keeps what is most active on the sample; `truncate` what comes first; `pca` rotates the stream to its
     principal components, and keeps heads and neurons as `importance` does. batches: the sample, which `truncate` does without.
-    Raises RequestError where the model cannot have these sizes.
+    At the width that it has, the stream is left as it is. Raises RequestError where the model cannot have these sizes.
     """
-    if sizes == anatomy.sizes:
-        return _filled(anatomy, sizes, dict(anatomy.model.state_dict()), untied=False)
     _check(anatomy, sizes, method)
     seen = None if method == "truncate" else activity(anatomy, batches)
     what = choice(anatomy, sizes, seen)
@@ -114,7 +112,7 @@ def _cut(anatomy: Anatomy, sizes: Sizes, what: Choice, projection: Projection, s
             if axis == "residual":
                 tensor = projection(tensor, i) if sizes.hidden != anatomy.sizes.hidden else tensor
             elif axis:
-                tensor = tensor.index_select(i, _index(anatomy, sizes, what, name, axis).to(tensor.device))
+                tensor = tensor.index_select(i, _index(anatomy, what, name, axis).to(tensor.device))
         cut[name] = _sharper(anatomy, sizes, name, axes, tensor)
         if tuple(tensor.shape) != student.get(name):
             raise RequestError(
@@ -124,8 +122,7 @@ def _cut(anatomy: Anatomy, sizes: Sizes, what: Choice, projection: Projection, s
     return cut
 
 
-def _index(anatomy: Anatomy, sizes: Sizes, what: Choice, name: str, axis: str) -> Tensor:
-    del sizes
+def _index(anatomy: Anatomy, what: Choice, name: str, axis: str) -> Tensor:
     if axis == "pooled":
         return what.pooled
     old = anatomy.sizes.stacks[anatomy.stacks[anatomy.stack_of(name)].name]

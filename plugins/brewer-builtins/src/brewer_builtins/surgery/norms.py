@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from brewer_builtins.surgery.activity import Batches, listen, normal
 from brewer_builtins.surgery.anatomy import Anatomy
@@ -82,8 +82,3 @@ def folded_bias(weights: list[Tensor], wanted: list[Tensor]) -> Tensor:
     # By the normal equations: W has a row for each entry of a vocabulary.
     bias: Tensor = torch.linalg.pinv(matrix.T @ matrix, hermitian=True) @ (matrix.T @ target)
     return bias
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix, whichever way round it is kept."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

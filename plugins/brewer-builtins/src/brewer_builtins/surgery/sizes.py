@@ -31,8 +31,11 @@ def student_sizes(
             neurons = max(1, round(own.neurons * hidden / old.hidden))
         wanted = _at_most("num_attention_heads", num_attention_heads, own.heads) if num_attention_heads else None
         grouped = _at_most("num_key_value_heads", num_key_value_heads, own.kv_heads) if num_key_value_heads else None
-        make = _free if anatomy.family.free_heads else _tied
-        stacks[name] = replace(make(anatomy.family, own, old.hidden, hidden, wanted, grouped), neurons=neurons)
+        if anatomy.family.free_heads:
+            made = _free(own, wanted or max(1, own.heads * hidden // old.hidden), grouped)
+        else:
+            made = _tied(anatomy.family, own, old.hidden, hidden, wanted, grouped)
+        stacks[name] = replace(made, neurons=neurons)
     return Sizes(hidden, stacks)
 
 
@@ -42,12 +45,8 @@ def _at_most(name: str, asked: int | None, have: int) -> int:
     return asked or have
 
 
-def _free(
-    family: Family, own: StackSizes, old_hidden: int, hidden: int, wanted: int | None, grouped: int | None
-) -> StackSizes:
+def _free(own: StackSizes, heads: int, grouped: int | None) -> StackSizes:
     """Heads whose dimensions do not depend on the width."""
-    del family
-    heads = wanted or max(1, own.heads * hidden // old_hidden)
     if grouped is None:
         fitting = [kv for kv in range(1, own.kv_heads + 1) if _groups(own, heads, kv)]
         # In proportion where that can be, else as many as can be.
