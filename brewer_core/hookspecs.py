@@ -237,8 +237,10 @@ def brewer_strategies() -> Mapping[str, type[Strategy]]:  # type: ignore[empty-b
 def brewer_models() -> Mapping[str, ModelBuilder]:  # type: ignore[empty-body]  # a specification has no body
     """Provide models that a run config can name.
 
-    Called by keyword with those it names of `role`, `task`, `teacher`, `tokenizer`, `num_labels`, `seed`, `base_dir`. Returns a
-    `LoadedModel`.
+    Called by keyword with those it names of `role`, `task`, `teacher`, `tokenizer`, `num_labels`, `seed`,
+    `base_dir`, `sample`. `sample` is None, or gives rows to look at: `sample(256)` is a sequence of batches of 256 rows of the data
+    that the model will be trained on, drawn from the run's seed, never of those that models are evaluated on; each is a mapping of
+    what models take, `input_ids` and the like, [B, L], on the CPU. Returns a `LoadedModel`.
 
     Example:
         The whole of a plugin::

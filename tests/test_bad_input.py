@@ -207,7 +207,7 @@ def test_half_precision_on_a_cpu(refused):
         ),
         (
             {"models": {"teacher": {"name": "hf"}, "student": bert(8, 1)}},
-            "models.teacher: give exactly one of `path`, `distribution`, `config` and `keep_layers`; none given",
+            "models.teacher: give exactly one of `path`, `distribution`, `config`, `keep_layers` and `from_teacher`; none given",
         ),
         (
             {"evaluation": {"data": "films", "best": {"metric": "f1"}}},

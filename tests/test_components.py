@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, with_config
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
 from brewer_core.components import KINDS, Component, Method, component, facts_of, kind_named
 from brewer_core.components.kinds import RESERVED
@@ -342,6 +343,56 @@ def test_the_json_schema_knows_types_ranges_descriptions_and_what_is_required() 
     eps = schema["properties"]["eps"]
     assert (eps["type"], eps["exclusiveMinimum"], eps["default"]) == ("number", 0, 1e-6)
     assert eps["description"] == "A floor."
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class Sizes(TypedDict):
+    width: Annotated[int, Field(gt=0, description="How wide.")]
+    deep: NotRequired[Literal["yes", "no"]]
+
+
+class Loose(TypedDict):
+    width: int
+
+
+class WithAModule(TypedDict):
+    layer: nn.Module
+
+
+def test_an_option_may_be_an_object_of_named_settings() -> None:
+    made = with_option(Sizes | None, None)
+
+    assert made.check({"value": {"width": 3}}) == {"value": {"width": 3}}
+    assert made.check({"value": {"width": 3, "deep": "no"}})["value"] == {"width": 3, "deep": "no"}
+    for wrong in ({}, {"width": 0}, {"width": "3"}, {"width": 3, "deep": 1}, {"width": 3, "tall": 4}):
+        with pytest.raises(ValidationError):
+            made.check({"value": wrong})
+
+
+def test_the_json_schema_of_named_settings_stands_in_its_place() -> None:
+    schema = with_option(Sizes | None, None).options_schema()
+
+    assert "$defs" not in schema
+    settings = schema["properties"]["value"]["anyOf"][0]
+    assert (settings["type"], settings["required"], settings["additionalProperties"]) == ("object", ["width"], False)
+    assert settings["properties"]["width"]["description"] == "How wide."
+    assert settings["properties"]["deep"]["enum"] == ["yes", "no"]
+
+
+def test_named_settings_that_take_any_key_are_refused() -> None:
+    with pytest.raises(ComponentError) as caught:
+        with_option(list[Loose])
+    assert str(caught.value) == (
+        "kd loss `x` has the option `value` of type Loose, which takes keys that it does not know; decorate it with "
+        '`@pydantic.with_config(extra="forbid", strict=True)`.'
+    )
+
+
+def test_named_settings_hold_json_types_alone() -> None:
+    annotation = with_config(ConfigDict(extra="forbid"))(WithAModule)
+    with pytest.raises(ComponentError) as caught:
+        with_option(annotation)
+    assert str(caught.value) == "kd loss `x` has the option `value` of type Module, which is no JSON type."
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED - {"name", *KINDS["kd_loss"].named}))

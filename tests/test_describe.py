@@ -56,6 +56,20 @@ def test_the_snippet_of_every_component_is_accepted_in_its_place(one):
     assert f'"{one.name}"' in json.dumps(shown.document)
 
 
+def test_the_settings_of_an_option_that_is_an_object_are_told_one_by_one(capsys):
+    assert brewer("describe", "model", "hf") == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = [words[0] for words in shown if words]
+    start = names.index("from_teacher")
+    settings = ("layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "method")
+    assert [name for name in names[start:] if name in settings] == list(settings)
+    (told,) = [
+        option for option in description(REGISTRY.get("model", "hf"))["options"] if option["name"] == "from_teacher"
+    ]
+    assert told["type"].startswith("object of layers, hidden_size,")
+    assert "$ref" not in json.dumps(told)
+
+
 def test_a_snippet_has_what_is_required_and_what_has_examples():
     def made(
         progress: float,

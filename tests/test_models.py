@@ -157,9 +157,12 @@ def test_a_distribution_that_does_not_help_is_named(build):
 
 
 def test_exactly_one_origin_is_asked_for(build):
-    assert refusal(build) == ("give exactly one of `path`, `distribution`, `config` and `keep_layers`; none given.")
+    assert refusal(build) == (
+        "give exactly one of `path`, `distribution`, `config`, `keep_layers` and `from_teacher`; none given."
+    )
     assert refusal(build, path="x", keep_layers=[0]) == (
-        "give exactly one of `path`, `distribution`, `config` and `keep_layers`; `path` and `keep_layers` given."
+        "give exactly one of `path`, `distribution`, `config`, `keep_layers` and `from_teacher`; `path` and `keep_layers` "
+        "given."
     )
 
 
@@ -316,6 +319,70 @@ def test_layers_that_cannot_be_kept_are_refused(build):
     assert refusal(build, keep_layers=[1, 2], teacher=modern) == (
         "layers [1, 2] of the teacher do not fit a ModernBertForSequenceClassification of 2 layers, whose first "
         "layer may be of another form; let `keep_layers` begin with 0."
+    )
+
+
+def few_rows(tokenizer):
+    """A sample as a run gives it."""
+
+    def sample(count):
+        return [
+            dict(
+                tokenizer(
+                    ["the cat sat on the mat", "a dog and a cat"] * (count // 2), return_tensors="pt", padding=True
+                )
+            )
+        ]
+
+    return sample
+
+
+def test_a_student_is_cut_out_of_its_teacher(build, tokenizer, tmp_path):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    settings = {"layers": {"count": 2, "by": "last"}, "hidden_size": 4, "sample_rows": 4}
+    student = build(from_teacher=settings, teacher=teacher, sample=few_rows(tokenizer))
+    sizes = student.model.config
+    assert (sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads, sizes.intermediate_size) == (
+        2,
+        4,
+        1,
+        6,
+    )
+    assert student.origin == (
+        "cut out of its teacher: layers 2, 3 of 4; width 4 of 8, 1 heads of 4, 6 neurons, by importance"
+    )
+    assert student.tokenizer is teacher.tokenizer
+    student.save(tmp_path / "student")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert torch.allclose(logits(replace(student, model=again)), logits(student), atol=1e-6)
+
+
+def test_a_student_that_is_cut_out_whole_answers_as_its_teacher(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    student = build(from_teacher={}, teacher=teacher)
+    assert torch.equal(logits(student), logits(teacher))
+    assert student.origin == "cut out of its teacher: all layers"
+
+
+def test_a_student_that_is_cut_out_for_other_classes_gets_a_head_of_its_own(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    two = {"task": Task("text_classification", ("no", "yes")), "num_labels": 2}
+    cut = {"from_teacher": {"hidden_size": 4, "method": "truncate"}, "teacher": teacher, **two}
+    student, again = build(**cut), build(**cut)
+    assert student.model.classifier.weight.shape == (2, 4)
+    assert list(student.model.config.id2label.values()) == ["no", "yes"]
+    assert torch.equal(student.model.bert.pooler.dense.weight, teacher.model.bert.pooler.dense.weight[:4, :4])
+    assert equal_weights(student.model, again.model)
+
+
+def test_what_cannot_be_cut_out_is_refused(build):
+    teacher = build(config={"model_type": "bert", **SIZES})
+    assert refusal(build, from_teacher={"layers": 9}, teacher=teacher) == (
+        "`from_teacher`: `layers` asks for 9 layers, and the teacher has 4; ask for 1 to 4."
+    )
+    assert refusal(build, from_teacher={}) == "`from_teacher` takes layers from a teacher, and this model has none."
+    assert refusal(build, from_teacher={}, teacher=replace(teacher, model=torch.nn.Linear(1, 1))) == (
+        "`from_teacher` needs a teacher of transformers, not a Linear; use `config` instead."
     )
 
 

@@ -88,7 +88,7 @@ def _inputs(component: Component) -> list[dict[str, Any]]:
 
 
 def _options(component: Component) -> list[dict[str, Any]]:
-    schema = component.options_model.model_json_schema()
+    schema = component.options_schema()
     required = schema.get("required", [])
     return [
         {
@@ -111,6 +111,8 @@ def type_text(field: Mapping[str, Any]) -> str:
     if "enum" in field or "const" in field:
         return " or ".join(map(json.dumps, field.get("enum", [field.get("const")])))
     kind = str(field.get("type", "any value"))
+    if "properties" in field:
+        return f"object of {', '.join(field['properties'])}"
     inner = field.get("items" if kind == "array" else "additionalProperties")
     of = f" of {type_text(inner)}" if isinstance(inner, dict) and isinstance(inner.get("type"), str) else ""
     return f"{_PLAIN.get(kind, kind)}{of}"
@@ -190,7 +192,18 @@ def _option_table(options: Sequence[Mapping[str, Any]]) -> Any:
     for option in options:
         default = "required" if option["required"] else json.dumps(option["default"])
         table.add_row(option["name"], _typed(option["schema"]), default, option["description"])
+        for name, setting in _settings_of(option["schema"]).items():
+            table.add_row(f"  {name}", _typed(setting), "", setting.get("description", ""))
     return table
+
+
+def _settings_of(field: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an option that is an object of named settings, in whichever alternative; none of any other."""
+    return {
+        name: setting
+        for choice in field.get("anyOf", [field])
+        for name, setting in choice.get("properties", {}).items()
+    }
 
 
 def _typed(field: Mapping[str, Any]) -> str:

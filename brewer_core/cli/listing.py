@@ -80,7 +80,7 @@ def _plugin_row(plugin: Plugin) -> dict[str, Any]:
 
 
 def _options(component: Component) -> list[dict[str, Any]]:
-    schema = component.options_model.model_json_schema()
+    schema = component.options_schema()
     required = schema.get("required", [])
     return [
         {"name": name, "required": name in required, **{k: v for k, v in field.items() if k != "title"}}

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.json_schema import GenerateJsonSchema
 
 from brewer_core.components.facts import Facts, facts_of
 from brewer_core.components.kinds import KINDS, Kind
@@ -91,6 +92,13 @@ class Component:
         """The pydantic model of the options. Its fields are numbered, so that an option may be called `copy`."""
         fields: dict[str, Any] = {f"option_{i}": _field(o) for i, o in enumerate(self.signature.options)}
         return create_model(f"{self.name}_options", __config__=_STRICT, **fields)
+
+    def options_schema(self, generator: type[GenerateJsonSchema] = GenerateJsonSchema) -> dict[str, Any]:
+        """The JSON Schema of the options as an object, whole: without references to definitions of its own."""
+        schema = self.options_model.model_json_schema(schema_generator=generator)
+        definitions = schema.pop("$defs", {})
+        whole: dict[str, Any] = _inlined(schema, definitions)
+        return whole
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options, validated and completed with their defaults, as a plain dict.
@@ -207,6 +215,18 @@ class Method:
                     f"the {self.component.kind.title} `{self.component.name}` needs the input `{name}`, which this run does not have."
                 )
         return self.target(*positional[: signature.positional], **inputs, **self.options)
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with definitions in the places that refer to them. They are of nested options, which end somewhere."""
+    if isinstance(schema, list):
+        return [_inlined(inner, definitions) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    own = {key: _inlined(inner, definitions) for key, inner in schema.items() if key != "$ref"}
+    if "$ref" not in schema:
+        return own
+    return {**_inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions), **own}
 
 
 def _field(option: Option) -> tuple[Any, Any]:

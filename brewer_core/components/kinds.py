@@ -72,7 +72,7 @@ _ALL = (
     Kind(
         "model",
         "model",
-        named=("role", "task", "teacher", "tokenizer", "num_labels", "seed", "base_dir"),
+        named=("role", "task", "teacher", "tokenizer", "num_labels", "seed", "base_dir", "sample"),
         life="made",
     ),
     Kind("dataset", "data", named=("task", "seed", "base_dir"), life="made"),

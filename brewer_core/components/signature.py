@@ -9,7 +9,9 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import NotRequired, Required, is_typeddict
 
 from brewer_core.components.kinds import RESERVED, Kind
 from brewer_core.errors import ComponentError
@@ -201,7 +203,13 @@ class _Reader:
             )
         annotation = self._evaluate(function, name, parameter.annotation)
         for part in _parts(annotation):
-            if not _is_json(part):
+            if is_typeddict(part):
+                if getattr(part, "__pydantic_config__", {}).get("extra") != "forbid":
+                    raise self.refuse(
+                        f"has the option `{name}` of type {part.__name__}, which takes keys that it does not know; decorate "
+                        'it with `@pydantic.with_config(extra="forbid", strict=True)`.'
+                    )
+            elif not _is_json(part):
                 raise self.refuse(
                     f"has the option `{name}` of type {_type_name(part)}, which is no JSON type{self._hint(name)}"
                 )
@@ -240,9 +248,13 @@ def _signature(function: Callable[..., Any], reader: _Reader) -> inspect.Signatu
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The leaf types of an annotation: those inside unions, containers and `Annotated`."""
+    """The leaf types of an annotation: those inside unions, containers and `Annotated`; a typed dict, and those inside it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
+    if is_typeddict(annotation):
+        yield annotation
+        for inner in get_type_hints(annotation, include_extras=True).values():
+            yield from _parts(inner)
+    elif origin in (Annotated, Required, NotRequired):
         yield from _parts(arguments[0])
     elif (
         origin in (Union, types.UnionType)

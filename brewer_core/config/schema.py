@@ -132,7 +132,7 @@ def _list(items: Sequence[Schema], least: int) -> Schema:
 
 
 def _options(component: Component) -> Schema:
-    return component.options_model.model_json_schema(schema_generator=_Generator)
+    return component.options_schema(_Generator)
 
 
 def _reference(name: str) -> Schema:

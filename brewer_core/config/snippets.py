@@ -27,7 +27,7 @@ def snippet(component: Component) -> Snippet:
 
 
 def _reference(component: Component) -> str | dict[str, Any]:
-    schema = component.options_model.model_json_schema()
+    schema = component.options_schema()
     shown = {
         name: _value(component, name, field)
         for name, field in schema.get("properties", {}).items()

@@ -7,7 +7,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +29,16 @@ from brewer_core.protocols import Batch, LoadedModel, Task
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
-from brewer_core.run.loading import LengthGroupedBatches, TextLoader
-from brewer_core.run.tasks import columns, for_columns, side_by_side, task_of, tasks_of_model, tasks_of_stage
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader, collate
+from brewer_core.run.tasks import (
+    columns,
+    for_columns,
+    side_by_side,
+    task_of,
+    tasks_of_model,
+    tasks_of_stage,
+    trained_model,
+)
 from brewer_core.run.text import RowView, TextDataset, check_column, class_names, text_columns
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 from brewer_core.run.tokens import TokenFiles
@@ -40,6 +48,8 @@ Rows = Sequence[Mapping[str, Any]]
 TOKENIZER_WORDS = ("teacher", "train")
 """Values of `tokenizer.from` that are no folder, whatever folders there may be."""
 _NOT_FOR_MODELS = ("row", "labels")
+_SAMPLED_ROWS = 32
+"""Rows of a batch of a sample: enough to be quick, and few enough for a teacher's memory."""
 _SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("eval", "test"), "test": ("test", "eval")}
 """Which split a name without one means, by what it is used for."""
 
@@ -467,12 +477,32 @@ class Assembly:
                     num_labels=len(task.labels),
                     seed=self.seed("model", name),
                     base_dir=self.base_dir,
+                    sample=None if tokenizer is None else self._sample_for(name),
                 )
         except BrewerError as error:
             raise ConfigError([f"models.{name}: {str(error).rstrip('.')}"], "config") from error
         if not isinstance(built, LoadedModel):
             raise ConfigError([f"models.{name}: `{self.config.models[name].name}` returned no LoadedModel"], "config")
         return built
+
+    def _sample_for(self, name: str) -> Callable[[int], Sequence[Batch]] | None:
+        """What gives a model's builder rows to look at: of the first stage that trains the model; None where none does."""
+        for i, stage in enumerate(self.config.stages):
+            if trained_model(stage) == name:
+                return partial(self._sample, stage, f"stages[{i}]", self.seed("sample", name))
+        return None
+
+    def _sample(self, stage: SupervisedStage | DistillStage, path: str, seed: int, count: int) -> Sequence[Batch]:
+        """Rows that a stage trains on, as models take them; the same ones whenever they are asked for."""
+        sets, together = self.training_sets(stage, path), collate(self.tokenizer)
+        rows = [(task, i) for task, data in sets.items() for i in range(len(data))]
+        drawn = random.Random(seed).sample(rows, min(count, len(rows)))
+        own = {task: [i for of, i in drawn if of == task] for task in sets}  # a batch is of one task
+        return [
+            model_inputs(together([sets[task].view(i) for i in numbers[start : start + _SAMPLED_ROWS]]))
+            for task, numbers in own.items()
+            for start in range(0, len(numbers), _SAMPLED_ROWS)
+        ]
 
 
 def _no_label(path: str, task: str) -> str:

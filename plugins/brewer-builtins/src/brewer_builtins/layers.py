@@ -8,27 +8,45 @@ from typing import Any
 
 from brewer_core import RequestError
 
+_OF_FIRST_LAYERS = "relative_attention_bias.weight"
+"""T5's bias stands in the first layer, whichever that is, and is used by all of them."""
 
-def shortened(model: Any, layers: Sequence[int]) -> Any:
+
+def keep_layers(model: Any, layers: Sequence[int]) -> Any:
     """A model of the same class and config with some of its layers, in the order given, and copies of their weights.
 
     model: a `PreTrainedModel` with one list of layers; embeddings, pooler and head are copied too.
     Raises RequestError where it has no such list or no such layer, and where a layer does not fit into its new place.
     """
-    prefix = _list_of_layers(model)
+    prefix = list_of_layers(model, "keep_layers")
     _check_layers(layers, model.config.num_hidden_layers)
-    short = type(model)(_with_layers(copied(model.config), layers))
+    return shortened(model, {prefix: ("num_hidden_layers", layers)}, "keep_layers")
+
+
+def shortened(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]], option: str = "layers") -> Any:
+    """A model of the same class with some of its layers.
+
+    kept: by the name of a list of layers, what its length is called in a config, and which layers, in the order given.
+    Raises RequestError where a layer does not fit into its new place. option: what named them, for its text.
+    """
+    config, state = copied(model.config), dict(model.state_dict())
+    for prefix, (setting, layers) in kept.items():
+        _with_layers(config, setting, layers)
+        state = _renumbered(state, prefix, layers)
+    short = made(type(model), config, model.dtype)
     try:
-        short.load_state_dict(_renumbered(model.state_dict(), prefix, layers))
+        short.load_state_dict(state)
     except RuntimeError as error:
+        named = " and ".join(str(list(layers)) for _, layers in kept.values())
+        count = " and ".join(str(len(layers)) for _, layers in kept.values())
         raise RequestError(
-            f"layers {list(layers)} of the teacher do not fit a {type(model).__name__} of {len(layers)} layers, "
-            "whose first layer may be of another form; let `keep_layers` begin with 0."
+            f"layers {named} of the teacher do not fit a {type(model).__name__} of {count} layers, "
+            f"whose first layer may be of another form; let `{option}` begin with 0."
         ) from error
     return short
 
 
-def _list_of_layers(model: Any) -> str:
+def list_of_layers(model: Any, option: str = "layers") -> str:
     """The name of the one list of layers that is as long as the model's config says."""
     from torch.nn import ModuleList
 
@@ -36,7 +54,7 @@ def _list_of_layers(model: Any) -> str:
     names = [name for name, part in model.named_modules() if isinstance(part, ModuleList) and len(part) == count]
     if len(names) != 1:
         raise RequestError(
-            f"`keep_layers` needs a teacher with one list of {count} layers, and {type(model).__name__} has "
+            f"`{option}` needs a teacher with one list of {count} layers, and {type(model).__name__} has "
             f"{len(names)}; use `config` instead."
         )
     return str(names[0])
@@ -52,6 +70,14 @@ def _check_layers(layers: Sequence[int], count: int) -> None:
             )
 
 
+def made(kind: Any, config: Any, dtype: Any) -> Any:
+    """A model of a class of transformers, with weights to be replaced: in float64 for another's float64, else in float32."""
+    import torch
+
+    model = kind(config)
+    return model.double() if dtype == torch.float64 else model
+
+
 def copied(config: Any) -> Any:
     """A config for another model of the same class, whose attention is the class's own, not what a stage made of it."""
     config = copy.deepcopy(config)
@@ -60,17 +86,23 @@ def copied(config: Any) -> Any:
     return config
 
 
-def _with_layers(short: Any, layers: Sequence[int]) -> Any:
-    kinds = getattr(short, "layer_types", None)
+def _with_layers(config: Any, setting: str, layers: Sequence[int]) -> None:
+    kinds = getattr(config, "layer_types", None)
     if kinds is not None:
-        short.layer_types = [kinds[layer] for layer in layers]
-    short.num_hidden_layers = len(layers)
-    return short
+        config.layer_types = [kinds[layer] for layer in layers]
+    setattr(config, setting, len(layers))
+    if setting == "encoder_layers":  # what a BART's config also calls so
+        config.num_hidden_layers = len(layers)
 
 
 def _renumbered(state: Mapping[str, Any], prefix: str, layers: Sequence[int]) -> dict[str, Any]:
     kept = {key: value for key, value in state.items() if not key.startswith(f"{prefix}.")}
     for new, old in enumerate(layers):
-        start = f"{prefix}.{old}."
-        kept |= {f"{prefix}.{new}.{key[len(start) :]}": state[key] for key in state if key.startswith(start)}
+        start, first = f"{prefix}.{old}.", f"{prefix}.0."
+        own = {key[len(start) :]: state[key] for key in state if key.startswith(start)}
+        shared = {
+            key[len(first) :]: state[key] for key in state if key.startswith(first) and key.endswith(_OF_FIRST_LAYERS)
+        }
+        own = {key: value for key, value in own.items() if key not in shared} | (shared if new == 0 else {})
+        kept |= {f"{prefix}.{new}.{key}": value for key, value in own.items()}
     return kept

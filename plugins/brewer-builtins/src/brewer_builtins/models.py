@@ -6,8 +6,9 @@ import copy
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from brewer_builtins.extras import extra, reason
-from brewer_builtins.layers import copied, shortened
+from brewer_builtins.layers import copied
+from brewer_builtins.layers import keep_layers as with_layers
+from brewer_builtins.surgery.settings import FromTeacher
+from brewer_builtins.surgery.student import cut_out
 from brewer_core import LoadedModel, RequestError, Task, hookimpl
 
 Scalar = bool | int | float | str | None
@@ -40,6 +44,7 @@ def hf(
     num_labels: int,
     seed: int,
     base_dir: Path,
+    sample: Callable[[int], Sequence[Mapping[str, Any]]] | None = None,
     path: Annotated[
         str | None, Field(description="A folder, relative to the config's, or a name on the Hugging Face hub.")
     ] = None,
@@ -56,19 +61,34 @@ def hf(
     keep_layers: Annotated[
         list[int] | None, Field(description="Layers of the teacher to keep, in order, with everything around them.")
     ] = None,
+    from_teacher: Annotated[
+        FromTeacher | None,
+        Field(description="Sizes of a student that is cut out of the teacher, with the teacher's weights."),
+    ] = None,
 ) -> LoadedModel:
     """A Hugging Face model for sequence classification, from exactly one of the origins that the options name.
 
     In float32, on the CPU; weights that no file holds are drawn from the seed, and torch's global generator is left alone.
     tokenizer: the one whose numbers the model will read; None for the model's own. A pretrained model whose own
     vocabulary is another is refused. Code that comes with a model is never run.
+    sample: gives rows that the model will be trained on, for a student that `from_teacher` cuts out of its teacher by what is active.
     """
-    options = {"path": path, "distribution": distribution, "config": config, "keep_layers": keep_layers}
+    options = {
+        "path": path,
+        "distribution": distribution,
+        "config": config,
+        "keep_layers": keep_layers,
+        "from_teacher": from_teacher,
+    }
     _check_one_origin(options)
     _check_task(task, num_labels)
     with _quiet(), _drawn_from(seed):
         if keep_layers is not None:
-            return _from_teacher(teacher, keep_layers, task, num_labels)
+            long = _headed("keep_layers", teacher, task, num_labels)
+            kept = ", ".join(map(str, keep_layers))
+            return _loaded(with_layers(long.model, keep_layers), long.tokenizer, f"layers {kept} of its teacher")
+        if from_teacher is not None:
+            return _cut_out(_headed("from_teacher", teacher, task, num_labels), from_teacher, sample)
         if config is not None:
             return _from_config(config, tokenizer, task, num_labels)
         if distribution is not None:
@@ -80,7 +100,12 @@ def _check_one_origin(options: Mapping[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         found = " and ".join(f"`{name}`" for name in given) or "none"
-        raise RequestError(f"give exactly one of `path`, `distribution`, `config` and `keep_layers`; {found} given.")
+        raise RequestError(f"give exactly one of {_one_of(options)}; {found} given.")
+
+
+def _one_of(options: Iterable[str]) -> str:
+    *rest, last = (f"`{name}`" for name in options)
+    return f"{', '.join(rest)} and {last}"
 
 
 def _check_task(task: Task, num_labels: int) -> None:
@@ -132,18 +157,28 @@ def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labe
     return _loaded(model, tokenizer, "from scratch")
 
 
-def _from_teacher(teacher: LoadedModel | None, layers: Sequence[int], task: Task, num_labels: int) -> LoadedModel:
+def _headed(option: str, teacher: LoadedModel | None, task: Task, num_labels: int) -> LoadedModel:
+    """The teacher with a head for the student's classes. option: what asks for it."""
     if teacher is None:
-        raise RequestError("`keep_layers` takes layers from a teacher, and this model has none.")
+        raise RequestError(f"`{option}` takes layers from a teacher, and this model has none.")
     if not isinstance(teacher.model, _transformers().PreTrainedModel):
         raise RequestError(
-            f"`keep_layers` needs a teacher of transformers, not a {type(teacher.model).__name__}; use `config` instead."
+            f"`{option}` needs a teacher of transformers, not a {type(teacher.model).__name__}; use `config` instead."
         )
-    long: Any = teacher.model
-    if _class_names(long.config) != _class_names(_with_labels(copy.deepcopy(long.config), task, num_labels)):
-        long = _with_head(long, task, num_labels)
-    kept = ", ".join(map(str, layers))
-    return _loaded(shortened(long, layers), teacher.tokenizer, f"layers {kept} of its teacher")
+    model: Any = teacher.model
+    if _class_names(model.config) == _class_names(_with_labels(copy.deepcopy(model.config), task, num_labels)):
+        return teacher
+    return replace(teacher, model=_with_head(model, task, num_labels))
+
+
+def _cut_out(
+    teacher: LoadedModel, settings: FromTeacher, sample: Callable[[int], Sequence[Mapping[str, Any]]] | None
+) -> LoadedModel:
+    try:
+        cut = cut_out(teacher.model, sample=sample, **settings)
+    except RequestError as error:
+        raise RequestError(f"`from_teacher`: {error}") from error
+    return _loaded(cut.model.float(), teacher.tokenizer, f"cut out of its teacher: {cut.told}")
 
 
 def _with_head(model: Any, task: Task, num_labels: int) -> Any:

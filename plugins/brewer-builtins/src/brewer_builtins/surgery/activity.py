@@ -1,0 +1,184 @@
+"""What a model does on a sample of rows: how active its channels, heads and neurons are, and where its states lie.
+
+Shapes: B rows, L tokens, H the width that all layers share, F neurons of a layer, n heads of d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brewer_builtins.surgery.anatomy import Anatomy
+from brewer_builtins.surgery.depth import Influence
+
+Batches = Sequence[Mapping[str, Tensor]]
+Heard = Callable[[Tensor, Tensor, Tensor], None]
+"""Told what goes into a module, what comes out, and which places [B, L] of both count."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Means over the tokens of a sample.
+
+    channels: [H], mean |activation| of the outputs of each norm, summed over the norms. heads: [n] by attention, the mean
+    length of what a head gives. dimensions: [n, d] by attention, the mean |activation| of what it gives. neurons: [F] by
+    layer, the mean |activation| behind the activation function. pooled: as many, of what a classifier's head reads.
+    moments: [H, H], the second moment of what the norms give, each norm's as large as the others'.
+    Source: Muralidharan et al. 2024, Minitron, arXiv:2408.11796, section 2.2, with means over rows as well as tokens.
+    """
+
+    channels: Tensor
+    heads: Mapping[str, Tensor]
+    dimensions: Mapping[str, Tensor]
+    neurons: Mapping[str, Tensor]
+    pooled: Tensor | None
+    moments: Tensor
+
+
+def activity(anatomy: Anatomy, batches: Batches) -> Activity:
+    """The activity of a model on a sample."""
+    means: dict[str, _Mean] = defaultdict(_Mean)
+    moments: dict[str, _Mean] = defaultdict(_Mean)
+    hooks: dict[nn.Module, Heard] = {}
+    for name, norm in anatomy.norms.items():
+        hooks[norm] = _norm_heard(means[f"norm {name}"], moments[name], normal(anatomy, norm), _folds(anatomy, name))
+    head_dims = {key: anatomy.sizes.stacks[stack.name].head_dim for key, stack in anatomy.stacks.items()}
+    for name, module in anatomy.reading("context").items():
+        key, dim = anatomy.attention_of(name), head_dims[anatomy.stack_of(name)]
+        hooks[module] = _context_heard(means[f"heads {key}"], means[f"dimensions {key}"], dim)
+    for name, module in anatomy.reading("neurons").items():
+        hooks[module] = _input_heard(means[f"neurons {anatomy.layer_of(name)}"])
+    for module in list(anatomy.reading("pooled").values())[:1]:
+        hooks[module] = _input_heard(means["pooled"])
+    listen(anatomy.model, batches, hooks)
+    return Activity(
+        channels=torch.stack([mean.value for key, mean in means.items() if key.startswith("norm ")]).sum(0),
+        heads=_of(means, "heads "),
+        dimensions=_of(means, "dimensions "),
+        neurons=_of(means, "neurons "),
+        pooled=means["pooled"].value if "pooled" in means else None,
+        moments=torch.stack([mean.value / mean.value.trace().clamp(min=1e-30) for mean in moments.values()]).sum(0),
+    )
+
+
+def _of(means: Mapping[str, _Mean], kind: str) -> dict[str, Tensor]:
+    return {key.removeprefix(kind): mean.value for key, mean in means.items() if key.startswith(kind)}
+
+
+class _Mean:
+    """The mean of what is added over its first axis, in float64."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        self.add_sum(values.double().sum(0), len(values))
+
+    def add_sum(self, total: Tensor, count: int) -> None:
+        self._sum = self._sum + total.double()
+        self._count += count
+
+    @property
+    def value(self) -> Tensor:
+        return torch.as_tensor(self._sum) / max(self._count, 1)
+
+
+def _folds(anatomy: Anatomy, name: str) -> bool:
+    return any(name.endswith(end) for end in anatomy.family.folds)
+
+
+def _norm_heard(mean: _Mean, moment: _Mean, core: Callable[[Tensor], Tensor], folds: bool) -> Heard:
+    def heard(before: Tensor, after: Tensor, valid: Tensor) -> None:
+        mean.add(after[valid].abs())
+        states = (core(before[valid].double()) if folds else after[valid].double()).flatten(0, -2)
+        moment.add_sum(states.T @ states, len(states))
+
+    return heard
+
+
+def _context_heard(heads: _Mean, dimensions: _Mean, dim: int) -> Heard:
+    def heard(before: Tensor, after: Tensor, valid: Tensor) -> None:
+        del after
+        each = before[valid].reshape(-1, before.shape[-1] // dim, dim)
+        heads.add(each.norm(dim=-1))
+        dimensions.add(each.abs())
+
+    return heard
+
+
+def _input_heard(mean: _Mean) -> Heard:
+    def heard(before: Tensor, after: Tensor, valid: Tensor) -> None:
+        del after
+        mean.add(before[valid].abs().flatten(0, -2))
+
+    return heard
+
+
+def normal(anatomy: Anatomy, norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a norm does before its weight and bias, for states of any width."""
+    eps = float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 0.0))
+
+    def core(states: Tensor) -> Tensor:
+        if anatomy.family.centred:
+            states = states - states.mean(-1, keepdim=True)
+        return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + eps)
+
+    return core
+
+
+def influences(model: Any, layers: Sequence[nn.Module], batches: Batches) -> list[float]:
+    """The influence of each layer of a model on a sample."""
+    found = [Influence() for _ in layers]
+    listen(model, batches, {layer: one.add for layer, one in zip(layers, found, strict=True)})
+    return [one.value for one in found]
+
+
+def listen(model: nn.Module, batches: Batches, heard: Mapping[nn.Module, Heard]) -> None:
+    """Run a model on a sample, in eval mode and without gradient, and tell of what goes in and out of some modules.
+
+    What is padding according to a batch's mask does not count. The model is left as it was.
+    """
+    device = next(model.parameters()).device
+    masks: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        heard[module](before, after, _valid(before, masks))
+
+    hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in heard]
+    try:
+        with _evaluating(model), torch.no_grad():
+            for batch in batches:
+                moved = {name: tensor.to(device) for name, tensor in batch.items()}
+                masks[:] = [
+                    moved[name].bool() for name in ("attention_mask", "decoder_attention_mask") if name in moved
+                ]
+                model(**moved)
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def _valid(states: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Which places of states [B, L, D] count; all of them where no mask has their shape."""
+    fitting = [mask for mask in masks if mask.shape == states.shape[:-1]]
+    return fitting[0] if fitting else torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

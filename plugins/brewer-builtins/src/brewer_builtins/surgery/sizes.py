@@ -1,0 +1,96 @@
+"""The sizes of a narrower student, and what follows from those that are given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from brewer_builtins.surgery.anatomy import Anatomy, Sizes, StackSizes
+from brewer_builtins.surgery.families import Family
+from brewer_core import RequestError
+
+
+def student_sizes(
+    anatomy: Anatomy,
+    hidden_size: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    intermediate_size: int | None = None,
+) -> Sizes:
+    """The sizes of the student; what is None follows from `hidden_size`.
+
+    Heads keep their dimensions, and there are fewer of them in proportion to the width. Where that cannot be, there are as many
+    heads, of fewer dimensions. Heads of keys and values are fewer in the same proportion. Neurons are fewer in proportion.
+    Raises RequestError where sizes are larger than the teacher's or do not fit together.
+    """
+    old = anatomy.sizes
+    hidden = _at_most("hidden_size", hidden_size, old.hidden)
+    stacks = {}
+    for name, own in old.stacks.items():
+        neurons = _at_most("intermediate_size", intermediate_size, own.neurons)
+        if intermediate_size is None:
+            neurons = max(1, round(own.neurons * hidden / old.hidden))
+        wanted = _at_most("num_attention_heads", num_attention_heads, own.heads) if num_attention_heads else None
+        grouped = _at_most("num_key_value_heads", num_key_value_heads, own.kv_heads) if num_key_value_heads else None
+        if anatomy.family.free_heads:
+            made = _free(own, wanted or max(1, own.heads * hidden // old.hidden), grouped)
+        else:
+            made = _tied(anatomy.family, own, old.hidden, hidden, wanted, grouped)
+        stacks[name] = replace(made, neurons=neurons)
+    return Sizes(hidden, stacks)
+
+
+def _at_most(name: str, asked: int | None, have: int) -> int:
+    if asked is not None and not 0 < asked <= have:
+        raise RequestError(f"`{name}` is {asked}, and the teacher's is {have}; a student can only be made narrower.")
+    return asked or have
+
+
+def _free(own: StackSizes, heads: int, grouped: int | None) -> StackSizes:
+    """Heads whose dimensions do not depend on the width."""
+    if grouped is None:
+        fitting = [kv for kv in range(1, own.kv_heads + 1) if _groups(own, heads, kv)]
+        # In proportion where that can be, else as many as can be.
+        in_proportion = own.kv_heads * heads / own.heads
+        grouped = min(fitting, key=lambda kv: (abs(kv - in_proportion), -kv), default=own.kv_heads)
+    if not _groups(own, heads, grouped):
+        raise RequestError(
+            f"{heads} heads and {grouped} heads of keys and values do not come of the teacher's {own.heads} and "
+            f"{own.kv_heads}; `num_attention_heads` must be a multiple of `num_key_value_heads`, by "
+            f"{own.heads // own.kv_heads} at most."
+        )
+    return replace(own, heads=heads, kv_heads=grouped)
+
+
+def _groups(own: StackSizes, heads: int, kv: int) -> bool:
+    """Whether so many heads can be left, each with its own heads of keys and values."""
+    return kv > 0 and heads % kv == 0 and heads // kv <= own.heads // own.kv_heads
+
+
+def _tied(
+    family: Family, own: StackSizes, old_hidden: int, hidden: int, wanted: int | None, grouped: int | None
+) -> StackSizes:
+    """Heads whose dimensions give the width together."""
+    if grouped is not None:
+        raise RequestError(
+            "`num_key_value_heads` is for teachers whose heads share keys and values, and this one's do not."
+        )
+    dim = own.head_dim
+    if wanted is None:
+        wanted = hidden // dim if hidden % dim == 0 else own.heads
+    if hidden % wanted or hidden // wanted > dim or (family.rotary and hidden // wanted != dim):
+        raise RequestError(_no_fit(family, own, old_hidden, hidden, wanted))
+    return replace(own, heads=wanted, kv_heads=wanted, head_dim=hidden // wanted)
+
+
+def _no_fit(family: Family, own: StackSizes, old_hidden: int, hidden: int, wanted: int) -> str:
+    fitting = range(own.head_dim, old_hidden + 1, own.head_dim)
+    near = sorted(sorted(fitting, key=lambda size: abs(size - hidden))[:2])
+    reason = (
+        f"keep their {own.head_dim} dimensions, which rotary positions are bound to"
+        if family.rotary
+        else f"have whole dimensions, {own.head_dim} at most"
+    )
+    return (
+        f"`hidden_size` {hidden} does not give {wanted} heads that {reason}; take "
+        f"{' or '.join(map(str, near))}, or another `num_attention_heads`."
+    )
