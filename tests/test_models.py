@@ -259,7 +259,7 @@ def test_a_model_that_knows_the_classes_in_another_order_is_refused(build, saved
 
 def test_another_task_is_refused(build):
     assert refusal(build, path="x", task=Task("tagging", ())) == (
-        "the task 'tagging' is not one it knows; it knows text_classification."
+        "the task 'tagging' is not one it knows; it knows text_classification and causal_lm."
     )
 
 

@@ -29,6 +29,7 @@ class Facts:
     example: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
     sparse: bool = False
+    lower_is_better: bool = False
 
 
 def component(
@@ -41,6 +42,7 @@ def component(
     example: Mapping[str, Any] | None = None,
     claims: Sequence[str] = (),
     sparse: bool = False,
+    lower_is_better: bool = False,
 ) -> Callable[[AnyCallable], AnyCallable]:
     """Declare facts about a component and return it unchanged, but for the attribute `__brewer_component__`.
 
@@ -53,6 +55,7 @@ def component(
     example: options to test it with; needed where an option has no default.
     claims: properties that hold only where they are claimed, `t_squared` among them.
     sparse: whether `SparseLogits` may be its `teacher_logits`: logits of which a cache kept only some classes.
+    lower_is_better: of a metric, whether less of it is better.
 
     Raises ComponentError where a fact is not one of these.
     """
@@ -62,8 +65,9 @@ def component(
         raise ComponentError(f"positional={positional!r} must be a tuple of option names.")
     if isinstance(claims, str) or not all(isinstance(claim, str) for claim in claims):
         raise ComponentError(f"claims={claims!r} must be a tuple of names of properties.")
-    if not isinstance(sparse, bool):
-        raise ComponentError(f"sparse={sparse!r} must be True or False.")
+    for fact, value in (("sparse", sparse), ("lower_is_better", lower_is_better)):
+        if not isinstance(value, bool):
+            raise ComponentError(f"{fact}={value!r} must be True or False.")
     check_exempt(exempt or {})
     facts = Facts(
         over=over,
@@ -74,6 +78,7 @@ def component(
         example=dict(example or {}),
         claims=tuple(claims),
         sparse=sparse,
+        lower_is_better=lower_is_better,
     )
 
     def declare(implementation: AnyCallable) -> AnyCallable:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from csv import DictReader
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field
 
@@ -21,12 +22,13 @@ Files = Annotated[
     Field(description="A file, read as the split `train`, or a file for each split; relative to the config's folder."),
 ]
 _SPLITS = {"validation": "eval"}
+_BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 @hookimpl
 def brewer_datasets() -> Mapping[str, Callable[..., Any]]:
     """The data sets of this module."""
-    return {"csv": csv, "jsonl": jsonl, "parquet": parquet, "hf": hf, "complaints": complaints}
+    return {"csv": csv, "jsonl": jsonl, "parquet": parquet, "text": text, "hf": hf, "complaints": complaints}
 
 
 class Rows(Sequence[Mapping[str, Any]]):
@@ -80,6 +82,22 @@ def jsonl(*, base_dir: Path, path: Files) -> dict[str, Rows]:
 def parquet(*, base_dir: Path, path: Files) -> dict[str, Rows]:
     """Rows of Parquet files, with the types that the files state."""
     return _read(base_dir, path, _read_parquet)
+
+
+def text(
+    *,
+    base_dir: Path,
+    path: Files,
+    by: Annotated[
+        Literal["line", "paragraph"],
+        Field(description="What a row is: a line, or what stands between lines that are empty."),
+    ] = "line",
+) -> dict[str, Rows]:
+    """Rows of plain text files, each with the one column `text`.
+
+    UTF-8, also compressed (`.gz`). Space around a row is left out, and so are rows of nothing else.
+    """
+    return _read(base_dir, path, lambda file: _read_text(file, by))
 
 
 def hf(
@@ -180,6 +198,16 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{file}: line {number} holds a {type(row).__name__}; expected a JSON object on each line.")
     return row
+
+
+def _read_text(file: Path, by: str) -> Rows:
+    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8-sig") as opened:
+            parts = opened.read().splitlines() if by == "line" else _BETWEEN_PARAGRAPHS.split(opened.read())
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: {reason(error)}; expected UTF-8 text.") from error
+    return Rows({"text": [part.strip() for part in parts if part.strip()]})
 
 
 def _read_parquet(file: Path) -> Rows:
