@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
+from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet, text
 from brewer_core import DataError, MissingExtraError
 
 
@@ -127,6 +127,26 @@ def test_jsonl_refuses_what_is_not_compressed_text(tmp_path):
     file.write_bytes(b'{"text": "a"}\n')
     assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl.gz") == (
         f"{file}: Not a gzipped file (b'{{\"'); expected UTF-8 text with a JSON object on each line."
+    )
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])
+def test_text_is_read_by_lines_or_by_paragraphs(tmp_path, name):
+    write(tmp_path, name, "\ufeffOne line. \r\n\ttwo\r\n  \r\n\r\nthree\n")
+    assert [row["text"] for row in text(base_dir=tmp_path, path=name)["train"]] == ["One line.", "two", "three"]
+    paragraphs = text(base_dir=tmp_path, path=name, by="paragraph")["train"]
+    assert list(paragraphs) == [{"text": "One line. \n\ttwo"}, {"text": "three"}]
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+    latin = write(tmp_path, "latin.txt", "é".encode("latin-1"))
+    assert refusal(text, base_dir=tmp_path, path="latin.txt") == (
+        f"{latin}: 'utf-8' codec can't decode byte 0xe9 in position 0: unexpected end of data; expected UTF-8 text."
+    )
+    blank = write(tmp_path, "blank.txt", "\n \n")
+    assert (
+        refusal(text, base_dir=tmp_path, path="blank.txt")
+        == f"{blank}: there are no rows; a data set needs one at least."
     )
 
 

@@ -146,8 +146,8 @@ def _following(column: Tensor, last: int) -> Tensor:
 
 def _predicted(batch: Mapping[str, Any]) -> Tensor:
     """[B, L], bool: the tokens at which the next one is to be predicted."""
-    attended = batch["attention_mask"].bool()
-    wanted = batch.get("target_mask")
+    attended: Tensor = batch["attention_mask"].bool()
+    wanted: Tensor | None = batch.get("target_mask")
     if wanted is None:
         wanted = batch["labels"] >= 0 if batch.get("labels") is not None else attended
     return attended & _following(wanted.bool() & attended, 0)
@@ -158,7 +158,7 @@ def _of_labelled(logits: Tensor, labels: Tensor) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     known = labels >= 0
-    chosen = logits[known]
+    chosen: Tensor = logits[known]
     precise = chosen if chosen.element_size() >= 4 else chosen.float()
     total: Tensor = cross_entropy(precise, labels[known], reduction="sum")
     return total / known.sum().clamp(min=1)
