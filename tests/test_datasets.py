@@ -255,3 +255,30 @@ def test_importing_these_plugins_loads_no_optional_library():
     script = f"import sys, {modules}; print(sorted({optional} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_share_of_one_file_is_held_out_by_the_seed(tmp_path):
+    write(tmp_path, "rows.jsonl", "".join(f'{{"text": "{i}"}}\n' for i in range(20)))
+    first, same, other = (
+        {
+            split: [row["text"] for row in rows]
+            for split, rows in jsonl(base_dir=tmp_path, seed=seed, path="rows.jsonl", holdout=0.25).items()
+        }
+        for seed in (1, 1, 2)
+    )
+    assert first == same != other
+    assert list(first) == ["train", "eval"]
+    assert (len(first["train"]), len(first["eval"])) == (15, 5)
+    assert sorted(first["train"] + first["eval"], key=int) == [str(i) for i in range(20)]
+    assert first["train"] == sorted(first["train"], key=int)
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path):
+    write(tmp_path, "rows.jsonl", '{"text": "a"}\n{"text": "b"}\n')
+    assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl", holdout=0.1) == (
+        "holdout is 0.1, which of 2 rows leaves a split without any; take another share."
+    )
+    both = {"train": "rows.jsonl", "test": "rows.jsonl"}
+    assert refusal(jsonl, base_dir=tmp_path, path=both, holdout=0.5) == (
+        "`holdout` is for one file, and `path` names train, test; leave one of the two out."
+    )
