@@ -323,12 +323,34 @@ def test_a_dry_run_and_explain_tell_what_is_learnt(folder: Path, capsys: pytest.
     file = write_config(folder, document())
     assert brewer("run", file, "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "the next of 290 tokens; padded on the right with '<|pad|>', which is masked there\n" in out
+    assert "the next of 290 tokens; padded on the right with '<|pad|>', masked there\n" in out
     assert brewer("explain", file, "--json") == 0
     distilled = json.loads(capsys.readouterr().out)[1]
     kd = next(term for term in distilled["tasks"][0]["terms"] if term["name"] == "kd_loss")
     assert kd["over"] == "logits"
     assert [part["name"] for part in kd["reads"]] == ["student.logits", "teacher.logits", "student.logits_mask"]
+
+
+def test_a_tokenizer_without_a_token_for_padding_stays_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(folder, "first", document(stages=[supervised(train=["texts"], training=training())]))
+    settings = first / "student/tokenizer_config.json"
+    settings.write_text(json.dumps({**read(settings), "pad_token": None, "padding_side": "left"}))
+    config = document(
+        models={"teacher": {"name": "hf", "path": "first/student"}, "student": llama(8, 1)},
+        tokenizer={"max_length": 40},
+        stages=[distill(train=["texts"], unlabelled=[], training=training())],
+    )
+    assert (
+        "the next of 290 tokens; padded on the right with '<|endoftext|>', masked there; the tokenizer has no token for padding\n"
+    ) in dry_run(folder, capsys, **config)
+    out = run(folder, "out", config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "student")
+    assert (tokenizer.pad_token, tokenizer.padding_side) == (None, "left")
+    rows = [("", json.loads(line)["text"]) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    metrics = read(out / "summary.json")["student"]["metrics"]
+    assert metrics["perplexity"] == pytest.approx(figures_by_hand(out / "student", rows)[0], rel=1e-5)
 
 
 # What is refused

@@ -94,8 +94,8 @@ class _CausalLM:
     def told(self, task: Task, tokenizer: Any) -> str:
         del task
         token = tokenizer.convert_ids_to_tokens(padding_token(tokenizer))
-        own = "" if tokenizer.pad_token_id is not None else ", for the tokenizer has no token for padding"
-        return f"the next of {len(tokenizer):,} tokens; padded on the right with {token!r}{own}, which is masked there"
+        own = "" if tokenizer.pad_token_id is not None else "; the tokenizer has no token for padding"
+        return f"the next of {len(tokenizer):,} tokens; padded on the right with {token!r}, masked there{own}"
 
 
 _KINDS: Mapping[str, TaskKind] = {"text_classification": _TextClassification(), "causal_lm": _CausalLM()}
