@@ -291,8 +291,9 @@ def brewer_datasets() -> Mapping[str, DatasetBuilder]:  # type: ignore[empty-bod
 def brewer_metrics() -> Mapping[str, Metric]:  # type: ignore[empty-body]  # a specification has no body
     """Provide metrics for evaluation.
 
-    Called with (predictions, references), equally long sequences of class numbers; may name `task`. Returns a float, or a
-    mapping of floats.
+    Called with (predictions, references), equally long sequences of class numbers, one for each labelled row; in a language model's
+    task of token numbers, one for each token that is to be predicted. May name `losses`, the negative log-likelihood of each reference in
+    nats, and `task`. Returns a float, or a mapping of floats. Declared `@component(lower_is_better=True)`, less of it is better.
 
     Example:
         The whole of a plugin::

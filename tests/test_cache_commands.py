@@ -28,8 +28,8 @@ from brewer_core.plugins import default_registry
 from brewer_core.run import building
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.building import build_caches
+from brewer_core.run.collating import collate
 from brewer_core.run.lessons import distill_lesson
-from brewer_core.run.loading import collate
 from brewer_core.run.reporting import Reporter
 from brewer_core.stopping import StopReason, StopRequest
 from runs import bert, brewer, distill, document, films, supervised, tree, weights_in, write_config

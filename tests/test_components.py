@@ -897,6 +897,18 @@ def test_sparse_is_declared_of_what_gets_the_teachers_logits() -> None:
     )
 
 
+def test_only_a_metric_declares_that_less_is_better() -> None:
+    declared = component(lower_is_better=True)
+    metric = Component.passed("metric", declared(lambda predictions, references: 0.0))
+    assert metric.facts.lower_is_better
+    with pytest.raises(ComponentError) as caught:
+        Component.passed("kd_loss", declared(lambda student, teacher, temperature: student.mean()))
+    assert str(caught.value) == "kd loss `passed` declares lower_is_better=True; only a metric may."
+    with pytest.raises(ComponentError) as caught:
+        component(lower_is_better="yes")  # type: ignore[arg-type]
+    assert str(caught.value) == "lower_is_better='yes' must be True or False."
+
+
 def test_sparse_is_a_bool_or_a_function() -> None:
     with pytest.raises(ComponentError) as caught:
         component(sparse="top_k")  # type: ignore[arg-type]

@@ -510,7 +510,10 @@ def test_a_config_that_is_no_object_is_refused():
             {"data": {"films": {"source": "csv", "select": {"rows": 3, "share": 0.5}}}},
             ["data.films.select: expected one of rows and share"],
         ),
-        ({"task": {"kind": "regression"}}, ["task.kind: input should be 'text_classification', not \"regression\""]),
+        (
+            {"task": {"kind": "regression"}},
+            ["task.kind: input should be 'text_classification' or 'causal_lm', not \"regression\""],
+        ),
         ({"tokenizer": {"form": "train"}}, ["tokenizer.form: unknown key; did you mean 'from'?"]),
     ],
 )

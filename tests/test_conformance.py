@@ -252,6 +252,16 @@ class TestRowsWithoutLabels(AdaptorConformance):
         return {**super().batch(), "labels": torch.tensor([1, -100, 0, -100])}
 
 
+class TestLanguageModel(AdaptorConformance):
+    component = "causal_lm"
+    options: ClassVar = {"vocab_size": 5}
+    of_tokens = True
+
+    def batch(self) -> Any:
+        made = super().batch()
+        return {**made, "labels": made["labels"].clamp(max=4), "target_mask": made["attention_mask"]}
+
+
 class TestModelFromConfig(ModelConformance):
     component = "hf"
     options: ClassVar = {
@@ -283,6 +293,11 @@ class TestCsv(DatasetConformance):
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "base_dir": self.base_dir}
+
+
+class TestText(TestCsv):
+    component = "text"
+    options: ClassVar = {"path": "rows.csv"}
 
 
 # How a class says what it tests

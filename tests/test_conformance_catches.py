@@ -933,6 +933,22 @@ def metric_in_place(predictions, references):
     return share
 
 
+@right("metric")
+def mean_loss(predictions, references, *, losses):
+    return sum(losses) / len(references)
+
+
+@wrong("metric", "order_of_rows")
+def of_the_first_loss(predictions, references, *, losses):
+    return losses[0]
+
+
+@wrong("metric", "inputs_unchanged")
+def metric_of_losses_in_place(predictions, references, *, losses):
+    losses.sort()
+    return sum(losses)
+
+
 @right("augmentation")
 def dropping(tokens, *, generator):
     return [token for token in tokens if generator.random() > 0.3]

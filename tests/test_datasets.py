@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet
+from brewer_builtins.datasets import Rows, complaints, csv, hf, jsonl, parquet, text
 from brewer_core import DataError, MissingExtraError
 
 
@@ -130,6 +130,26 @@ def test_jsonl_refuses_what_is_not_compressed_text(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])
+def test_text_is_read_by_lines_or_by_paragraphs(tmp_path, name):
+    write(tmp_path, name, "\ufeffOne line. \r\n\ttwo\r\n  \r\n\r\nthree\n")
+    assert [row["text"] for row in text(base_dir=tmp_path, path=name)["train"]] == ["One line.", "two", "three"]
+    paragraphs = text(base_dir=tmp_path, path=name, by="paragraph")["train"]
+    assert list(paragraphs) == [{"text": "One line. \n\ttwo"}, {"text": "three"}]
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+    latin = write(tmp_path, "latin.txt", "é".encode("latin-1"))
+    assert refusal(text, base_dir=tmp_path, path="latin.txt") == (
+        f"{latin}: 'utf-8' codec can't decode byte 0xe9 in position 0: unexpected end of data; expected UTF-8 text."
+    )
+    blank = write(tmp_path, "blank.txt", "\n \n")
+    assert (
+        refusal(text, base_dir=tmp_path, path="blank.txt")
+        == f"{blank}: there are no rows; a data set needs one at least."
+    )
+
+
 def test_parquet_keeps_types_and_nulls(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet_files = pytest.importorskip("pyarrow.parquet")
@@ -235,3 +255,30 @@ def test_importing_these_plugins_loads_no_optional_library():
     script = f"import sys, {modules}; print(sorted({optional} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_share_of_one_file_is_held_out_by_the_seed(tmp_path):
+    write(tmp_path, "rows.jsonl", "".join(f'{{"text": "{i}"}}\n' for i in range(20)))
+    first, same, other = (
+        {
+            split: [row["text"] for row in rows]
+            for split, rows in jsonl(base_dir=tmp_path, seed=seed, path="rows.jsonl", holdout=0.25).items()
+        }
+        for seed in (1, 1, 2)
+    )
+    assert first == same != other
+    assert list(first) == ["train", "eval"]
+    assert (len(first["train"]), len(first["eval"])) == (15, 5)
+    assert sorted(first["train"] + first["eval"], key=int) == [str(i) for i in range(20)]
+    assert first["train"] == sorted(first["train"], key=int)
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path):
+    write(tmp_path, "rows.jsonl", '{"text": "a"}\n{"text": "b"}\n')
+    assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl", holdout=0.1) == (
+        "holdout is 0.1, which of 2 rows leaves a split without any; take another share."
+    )
+    both = {"train": "rows.jsonl", "test": "rows.jsonl"}
+    assert refusal(jsonl, base_dir=tmp_path, path=both, holdout=0.5) == (
+        "`holdout` is for one file, and `path` names train, test; leave one of the two out."
+    )

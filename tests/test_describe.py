@@ -260,7 +260,7 @@ def test_json_stands_on_lines_that_are_short():
         (("loss", "kl"), "no kind of component is called 'loss'; the kinds are kd_loss, match_loss, projection, "),
         (
             ("metric", "accurracy"),
-            "no metric is called 'accurracy'; did you mean 'accuracy'? Known: accuracy, f1, matthews.",
+            "no metric is called 'accurracy'; did you mean 'accuracy'? Known: accuracy, f1, matthews, perplexity.",
         ),
     ],
 )

@@ -17,7 +17,8 @@ from brewer_core.errors import DataError
 from brewer_core.processes import Processes
 from brewer_core.run.assembly import JoinedText
 from brewer_core.run.augmenting import AugmentedText, Augmenter
-from brewer_core.run.loading import AHEAD, LengthGroupedBatches, TextLoader, collate, prepared_ahead
+from brewer_core.run.collating import collate
+from brewer_core.run.loading import AHEAD, LengthGroupedBatches, TextLoader, prepared_ahead
 from brewer_core.run.text import TextDataset
 from brewer_core.run.tokenizers import train_tokenizer
 
@@ -88,7 +89,7 @@ def test_a_batch_of_views_is_that_of_the_items(
 
 def test_a_batch_is_its_owners_to_change(rows: JoinedText) -> None:
     before = rows[0]["input_ids"].tolist()
-    batch = collate(rows.tokenizer)([rows.view(0)])
+    batch = rows.collate([rows.view(0)])
     batch["input_ids"].zero_()
     rows[0]["input_ids"].zero_()
     assert rows[0]["input_ids"].tolist() == before

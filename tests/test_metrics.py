@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from brewer_builtins.metrics import accuracy, f1, matthews
+from brewer_builtins.metrics import accuracy, f1, matthews, perplexity
 from brewer_core import DataError, MissingExtraError
 
 pytest.importorskip("sklearn", reason="metrics are scikit-learn's")
@@ -62,3 +62,17 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         str(caught.value) == "the metric `matthews` needs scikit-learn; install it with: pip install 'brewer-core[hf]'"
     )
     assert accuracy([0], [0]) == 1.0
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss():
+    # Likelihoods of 1/2, 1/4 and 1/4: a mean of (1 + 2 + 2) / 3 bits.
+    losses = [math.log(2), math.log(4), math.log(4)]
+    assert perplexity([0, 0, 0], [1, 2, 3], losses=losses) == pytest.approx(2 ** (5 / 3))
+    assert perplexity([1], [1], losses=[0.0]) == 1.0
+    assert perplexity([1], [1], losses=[1000.0]) == math.inf
+
+
+def test_perplexity_of_nothing_is_refused():
+    with pytest.raises(DataError) as caught:
+        perplexity([], [], losses=[])
+    assert str(caught.value) == "perplexity: there is nothing to compare; evaluate on labelled rows."

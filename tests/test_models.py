@@ -12,7 +12,7 @@ import torch
 
 from brewer_builtins.models import hf
 from brewer_core import LoadedModel, MissingExtraError, RequestError, Task
-from brewer_core.run.tokenizers import train_tokenizer
+from brewer_core.run.tokenizers import train_byte_tokenizer, train_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="models need the extra hf")
 
@@ -262,7 +262,7 @@ def test_a_model_that_knows_the_classes_in_another_order_is_refused(build, saved
 
 def test_another_task_is_refused(build):
     assert refusal(build, path="x", task=Task("tagging", ())) == (
-        "the task 'tagging' is not one it knows; it knows text_classification."
+        "the task 'tagging' is not one it knows; it knows text_classification and causal_lm."
     )
 
 
@@ -437,3 +437,98 @@ def test_without_transformers_the_extra_is_named(build, monkeypatch):
     with pytest.raises(MissingExtraError) as caught:
         build(path="x")
     assert str(caught.value) == "the model `hf` needs transformers; install it with: pip install 'brewer-core[hf]'"
+
+
+# Language models
+
+LANGUAGE = Task("causal_lm", ())
+DECODERS = {
+    "llama": SIZES,
+    "gpt2": {"n_embd": 8, "n_layer": 4, "n_head": 2},
+    "bert": {**SIZES, "is_decoder": True},
+    "qwen3": {**SIZES, "num_key_value_heads": 1, "head_dim": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer():
+    return train_byte_tokenizer(["the cat sat on the mat", "a dog and a cat"], 270)
+
+
+@pytest.fixture
+def language(build, bytes_tokenizer):
+    def make(**options):
+        return build(**{"task": LANGUAGE, "num_labels": 0, "tokenizer": bytes_tokenizer, **options})
+
+    return make
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_language_model_from_a_config_predicts_the_tokenizers_tokens(language, bytes_tokenizer, kind):
+    loaded = language(config={"model_type": kind, **DECODERS[kind]})
+    assert loaded.model.config.vocab_size == len(bytes_tokenizer)
+    tokens = len(bytes_tokenizer("the cat")["input_ids"])
+    assert logits(loaded, "the cat").shape == (1, tokens, len(bytes_tokenizer))
+    assert loaded.forward_arguments(frozenset({"hidden"})) == {"use_cache": False, "output_hidden_states": True}
+    assert loaded.forward_arguments(frozenset()) == {"use_cache": False}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_layers_of_a_language_model_are_kept_with_its_head(language, bytes_tokenizer, tmp_path, kind):
+    teacher = language(config={"model_type": kind, **DECODERS[kind]})
+    whole = language(keep_layers=[0, 1, 2, 3], teacher=teacher)
+    assert torch.equal(logits(whole), logits(teacher))
+    short = language(keep_layers=[0, 2], teacher=teacher)
+    assert short.model.config.num_hidden_layers == 2
+    short.save(tmp_path / kind)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / kind).eval()
+    text = bytes_tokenizer("the cat", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(again(**text).logits, logits(short, "the cat"))
+
+
+def test_a_student_from_a_config_has_the_entries_of_its_teacher(language):
+    teacher = language(config={"model_type": "llama", **SIZES, "vocab_size": 320})
+    assert language(config={"model_type": "gpt2"}, teacher=teacher).model.config.vocab_size == 320
+    own = language(config={"model_type": "llama", **SIZES, "vocab_size": 300}, teacher=teacher)
+    assert own.model.config.vocab_size == 300
+
+
+def test_a_language_models_tokenizer_needs_no_token_for_padding(build, language, tmp_path):
+    loaded = language(config={"model_type": "llama", **SIZES})
+    loaded.save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
+    (tmp_path / "saved/tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    assert language(path="saved", tokenizer=None).tokenizer.pad_token is None
+    assert refusal(build, path="saved", tokenizer=None) == (
+        f"the tokenizer in {tmp_path / 'saved'} has no padding token; name one in its tokenizer_config.json."
+    )
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(build, language, saved, tokenizer):
+    advice = 'take a decoder such as gpt2 or llama, or give "is_decoder": true in `config`.'
+    assert refusal(language, config={"model_type": "bert", **SIZES}) == (
+        f"a bert model from `config` sees the tokens that it is to predict, as a BertLMHeadModel does by default; {advice}"
+    )
+    assert refusal(language, path="saved", tokenizer=tokenizer) == (
+        f"{saved} sees the tokens that it is to predict, as a BertLMHeadModel does by default; {advice}"
+    )
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_is_refused(language, bytes_tokenizer, tmp_path):
+    loaded = language(config={"model_type": "llama", **SIZES})
+    loaded.save(tmp_path / "saved")
+    loaded.model.resize_token_embeddings(260)
+    loaded.model.save_pretrained(tmp_path / "saved")
+    assert refusal(language, path="saved") == (
+        f"{tmp_path / 'saved'} has a vocabulary of 260 entries, and the run's tokenizer has {len(bytes_tokenizer)}; use the tokenizer "
+        "that the model was trained with."
+    )
+
+
+def test_a_folder_without_a_language_model_says_so(language, tmp_path):
+    (tmp_path / "empty").mkdir()
+    text = refusal(language, path="empty")
+    assert text.startswith(
+        f"the folder {tmp_path / 'empty'} holds no model for causal language modelling that can be read ("
+    )

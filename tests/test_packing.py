@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from brewer_builtins.adaptors import CausalLM
 from brewer_core.errors import RequestError
 from brewer_core.packing import Packed, packed
 
@@ -185,3 +186,14 @@ def test_what_only_padded_rows_have_is_refused(more: dict[str, Any]) -> None:
         "a packed model takes no labels and gives no attention maps: rows stand side by side in it. Compute the loss of its "
         "logits, or pass it padded."
     )
+
+
+def test_a_packed_language_model_has_the_loss_of_the_padded_one():
+    padded, rows = model("Llama"), batch()
+    labels = rows["input_ids"].where(rows["attention_mask"].bool(), -100)
+    features = [
+        CausalLM()({**rows, "labels": labels}, each(**rows))
+        for each in (padded, packed(padded, rows, causal=True, row_tokens=14))
+    ]
+    assert features[1]["losses"].item() == pytest.approx(features[0]["losses"].item(), rel=1e-5)
+    assert torch.equal(features[0]["logits_mask"], features[1]["logits_mask"])

@@ -175,6 +175,24 @@ def test_whole_configs_on_pages_are_accepted(page, tmp_path):
     assert [e for found in documents if {"stages", "data"} <= found.keys() for e in validator.iter_errors(found)] == []
 
 
+@pytest.mark.parametrize(
+    ("task", "accepted"),
+    [
+        ({}, True),
+        ({"pair": True}, True),
+        ({"kind": "causal_lm"}, True),
+        ({"kind": "causal_lm", "eos": True}, True),
+        (None, True),
+        ({"kind": "causal_lm", "pair": True}, False),
+        ({"eos": True}, False),
+        ({"kind": "tagging"}, False),
+    ],
+)
+def test_a_task_is_of_one_kind_which_is_classification_where_it_says_nothing(task, accepted, validator, registry):
+    config = {**document(), "task": task}
+    assert validator.is_valid(config) == accepted == (refused(config, registry) == [])
+
+
 def test_a_config_as_a_run_writes_it_is_accepted(registry, validator):
     resolved = parse_run_config(whole(), "config", registry).to_dict()
     assert [*validator.iter_errors(resolved)] == []

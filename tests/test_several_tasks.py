@@ -615,7 +615,7 @@ def data_of(**tasks):
         ({"tasks": {}}, ["tasks: is empty; name at least one"]),
         (
             {"tasks": {**TASKS, "relation": {"kind": "tagging"}}},
-            ["tasks.relation.kind: input should be 'text_classification', not \"tagging\""],
+            ["tasks.relation.kind: input should be 'text_classification' or 'causal_lm', not \"tagging\""],
         ),
         (
             {"data": data_of(films="mod")},

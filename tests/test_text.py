@@ -11,7 +11,8 @@ import torch
 
 from brewer_core.errors import DataError, MissingExtraError, RequestError
 from brewer_core.processes import Processes
-from brewer_core.run.loading import LengthGroupedBatches, TextLoader, collate
+from brewer_core.run.collating import collate
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader
 from brewer_core.run.text import TextDataset, class_names
 from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
 

@@ -16,6 +16,7 @@ from brewer_core.cli.caching import cache
 from brewer_core.cli.creating import new_plugin
 from brewer_core.cli.describing import describe
 from brewer_core.cli.explaining import explain
+from brewer_core.cli.initiating import init
 from brewer_core.cli.inspecting import inspect
 from brewer_core.cli.listing import list_plugins
 from brewer_core.cli.migrating import migrate
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init)
 app.command("run")(run)
 app.command("explain")(explain)
 app.command("list-plugins")(list_plugins)

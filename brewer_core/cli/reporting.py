@@ -98,10 +98,9 @@ def _evaluated(summary: dict[str, Any]) -> str:
 
 
 def _task_lines(plan: Plan, task: str) -> list[str]:
-    """The classes, teachers and rows of evaluation of a task; of the only one without its name and teachers."""
-    classes = plan.classes[task]
+    """What is learnt of a task, its teachers and rows of evaluation; of the only one without its name and teachers."""
     rows = ", ".join(f"{count:,} rows of {use}" for use, count in plan.rows[task].items())
-    lines = [f"{len(classes)} classes: {'; '.join(classes)}", f"evaluation on {rows}" if rows else "no evaluation"]
+    lines = [plan.learnt[task], f"evaluation on {rows}" if rows else "no evaluation"]
     if not task:
         return lines
     if plan.teachers[task]:

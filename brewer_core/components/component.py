@@ -146,6 +146,8 @@ class Component:
                 f"{self.kind.title} `{self.name}` declares sparse=True; only what gets the teacher's logits may, a kd loss or "
                 "a temperature scheduler."
             )
+        if self.facts.lower_is_better and self.kind.name != "metric":
+            raise ComponentError(f"{self.kind.title} `{self.name}` declares lower_is_better=True; only a metric may.")
         known = {option.name for option in self.signature.options}
         for name in self.facts.positional:
             if name not in known:

@@ -31,6 +31,7 @@ class Facts:
     example: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
     sparse: Sparse = False
+    lower_is_better: bool = False
 
 
 def component(
@@ -43,6 +44,7 @@ def component(
     example: Mapping[str, Any] | None = None,
     claims: Sequence[str] = (),
     sparse: Sparse = False,
+    lower_is_better: bool = False,
 ) -> Callable[[AnyCallable], AnyCallable]:
     """Declare facts about a component and return it unchanged, but for the attribute `__brewer_component__`.
 
@@ -56,6 +58,7 @@ def component(
     claims: properties that hold only where they are claimed, `t_squared` among them.
     sparse: whether `SparseLogits` may be its `teacher_logits`: logits of which a cache kept only some classes. Or a function of what
     is kept and of the options: what stands against it, as a sentence after the component's name, and "" where nothing does.
+    lower_is_better: of a metric, whether less of it is better.
 
     Raises ComponentError where a fact is not one of these.
     """
@@ -69,6 +72,8 @@ def component(
         raise ComponentError(
             f"sparse={sparse!r} must be True or False, or a function of what is kept and of the options."
         )
+    if not isinstance(lower_is_better, bool):
+        raise ComponentError(f"lower_is_better={lower_is_better!r} must be True or False.")
     check_exempt(exempt or {})
     facts = Facts(
         over=over,
@@ -79,6 +84,7 @@ def component(
         example=dict(example or {}),
         claims=tuple(claims),
         sparse=sparse,
+        lower_is_better=lower_is_better,
     )
 
     def declare(implementation: AnyCallable) -> AnyCallable:

@@ -76,7 +76,7 @@ _ALL = (
         life="made",
     ),
     Kind("dataset", "data", named=("task", "seed", "base_dir"), life="made"),
-    Kind("metric", "metric", ("predictions", "references"), named=("task",)),
+    Kind("metric", "metric", ("predictions", "references"), named=("losses", "task")),
     Kind("augmentation", "data", ("tokens",), named=("generator",)),
     Kind("balancer", "balancer", ("term_names",), life="class"),
     Kind("tracker", "tracker", ("run_dir", "stage"), life="class"),

@@ -176,7 +176,7 @@ def path_text(location: Sequence[str | int]) -> str:
 def _problem(details: Any, model: type[BaseModel]) -> str:
     location = tuple(details["loc"])
     if details["type"].startswith("union_tag"):
-        location += (details["ctx"]["discriminator"].strip("'"),)
+        location += (details["ctx"]["discriminator"].strip("'()"),)
     owners, location = _owners(model, location)
     path = path_text(location)
     return f"{path}: {_reason(details, owners, location)}" if path else _reason(details, owners, location)

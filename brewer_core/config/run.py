@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -23,7 +24,6 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from brewer_core.config.base import (
     NAME_SCHEMA,
     TOO_DEEP,
-    Bool,
     Config,
     Float,
     FrozenDict,
@@ -42,6 +42,7 @@ from brewer_core.config.optimization import Optimization, Positive
 from brewer_core.config.overrides import override
 from brewer_core.config.refs import ComponentRef, OfKind, component_refs
 from brewer_core.config.taskrefs import task_problems
+from brewer_core.config.tasks import AnyTask, TaskConfig, TextClassificationTask, kind_problems, told_apart
 from brewer_core.config.training import Count, Precision
 from brewer_core.errors import ConfigError
 from brewer_core.protocols import ComponentLookup
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Held = TypeVar("Held", bound=Sized)
+Part = TypeVar("Part", bound=Config)
 
 
 def _columns(value: Any) -> str | tuple[str, str]:
@@ -79,11 +81,6 @@ def _not_empty(value: Held) -> Held:
     if not value:
         raise PydanticCustomError("text", "is empty; name at least one")
     return value
-
-
-def _told_apart(schema: dict[str, Any]) -> None:
-    """In the JSON Schema of a model that is one of several: its `kind` is required, for it says which."""
-    schema["required"] = ["kind", *schema["required"]]
 
 
 def _of_names(value: DistillationConfig) -> DistillationConfig:
@@ -117,17 +114,6 @@ NamesOfData = Annotated[
     PlainValidator(_names_of_data),
     WithJsonSchema({"anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA, "minItems": 1}]}),
 ]
-
-
-class TextClassificationTask(Config):
-    """One class for each text, or for each pair of texts."""
-
-    kind: Literal["text_classification"] = "text_classification"
-    """The kind of task."""
-    labels: tuple[Text, ...] | None = None
-    """Names of the classes, in order; read off the labelled training data where absent."""
-    pair: Bool = False
-    """Whether each row holds two texts."""
 
 
 class Tokenization(Config):
@@ -164,9 +150,9 @@ class DataConfig(Config):
     source: Annotated[ComponentRef, OfKind("dataset")]
     """The data set."""
     text: Columns = "text"
-    """The column with the text, or the two columns with a pair."""
+    """The column with the text, or the two columns with a pair: of a `causal_lm` task, prompt and response."""
     label: Text | None = "label"
-    """The column with the label; null where the rows have none."""
+    """The column with the label; null where the rows have none, and always in a `causal_lm` task."""
     select: Select | None = None
     """Take a part of the rows only."""
     task: Text | None = None
@@ -178,7 +164,7 @@ class DataConfig(Config):
 class SupervisedStage(Config):
     """Train a model on labels."""
 
-    model_config = ConfigDict(json_schema_extra=_told_apart)
+    model_config = ConfigDict(json_schema_extra=told_apart)
 
     kind: Literal["supervised"] = "supervised"
     """The kind of stage."""
@@ -219,15 +205,15 @@ class Adaptors(Config):
     """What turns batches and model outputs into features."""
 
     teacher: Annotated[ComponentRef, OfKind("adaptor")] = ComponentRef("adaptor", "text_classification")
-    """The teachers' adaptor."""
+    """The teachers' adaptor; by default that of the task's kind."""
     student: Annotated[ComponentRef, OfKind("adaptor")] = ComponentRef("adaptor", "text_classification")
-    """The student's adaptor."""
+    """The student's adaptor; by default that of the task's kind."""
 
 
 class DistillStage(Config):
     """Distil teachers into a student."""
 
-    model_config = ConfigDict(json_schema_extra=_told_apart)
+    model_config = ConfigDict(json_schema_extra=told_apart)
 
     kind: Literal["distill"] = "distill"
     """The kind of stage."""
@@ -270,7 +256,7 @@ class Evaluation(Config):
     metrics: Annotated[tuple[Annotated[ComponentRef, OfKind("metric")], ...], NotEmpty()] = (
         ComponentRef("metric", "accuracy"),
     )
-    """What is measured."""
+    """What is measured; by default `perplexity` in a `causal_lm` task."""
     best: Best | None = None
     """Choose the best checkpoint by a metric on `data`; the last one is taken where absent."""
     every_steps: Count | None = None
@@ -295,10 +281,10 @@ class RunConfig(Config):
     """Autocast of forward passes; losses are always computed in float32."""
     output: Text | None = None
     """The run's folder; `runs/<config>-<UTC time>` where absent."""
-    task: TextClassificationTask | None = TextClassificationTask()
+    task: TaskConfig | None = TextClassificationTask()
     """What is learnt, unless there are `tasks`."""
-    tasks: Annotated[dict[Text, TextClassificationTask], NotEmpty()] | None = None
-    """Several tasks by name; in this order their classes stand side by side in the head of a model of several."""
+    tasks: Annotated[dict[Text, TaskConfig], NotEmpty()] | None = None
+    """Several tasks by name, all of one kind; in this order their classes stand side by side in the head of a model of several."""
     tokenizer: Tokenization = Tokenization()
     """The tokenizer of the run."""
     data: Annotated[dict[Text, DataConfig], NotEmpty()]
@@ -326,16 +312,44 @@ class RunConfig(Config):
         object.__setattr__(self, "models", FrozenDict(self.models))
         object.__setattr__(self, "tasks", FrozenDict(self.tasks) if self.tasks else None)
         object.__setattr__(self, "task", None if self.tasks else self.task or TextClassificationTask())
+        for name, value in self._by_kind().items():
+            object.__setattr__(self, name, value)
         return self
 
+    def _by_kind(self) -> dict[str, Any]:
+        """The parts in which the task's kind decides, where the config does not."""
+        kind = self.kind
+        if isinstance(kind, TextClassificationTask):  # whose components are the defaults of the fields
+            return {}
+        data = {name: _filled_in(part, label=None) for name, part in self.data.items()}
+        stages = tuple(_with_adaptor(s, kind.adaptor) if isinstance(s, DistillStage) else s for s in self.stages)
+        evaluation = _filled_in(self.evaluation, metrics=kind.metrics)
+        return {"data": FrozenDict(data), "stages": stages, "evaluation": evaluation}
+
     @property
-    def tasks_by_name(self) -> Mapping[str, TextClassificationTask]:
+    def tasks_by_name(self) -> Mapping[str, AnyTask]:
         """The tasks; that of a run without `tasks` bears the empty name."""
         return self.tasks or {"": self.task or TextClassificationTask()}
+
+    @property
+    def kind(self) -> AnyTask:
+        """A task of the kind of which all of them are."""
+        return next(iter(self.tasks_by_name.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON values, under the keys that it is read from."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def _filled_in(part: Part, **defaults: Any) -> Part:
+    """A part of a config with these values for the fields that were not given."""
+    others = {name: value for name, value in defaults.items() if name not in part.model_fields_set}
+    return BaseModel.model_copy(part, update=others)
+
+
+def _with_adaptor(stage: DistillStage, adaptor: ComponentRef) -> DistillStage:
+    adaptors = _filled_in(stage.adaptors, teacher=adaptor, student=adaptor)
+    return BaseModel.model_copy(stage, update={"adaptors": adaptors})
 
 
 def load_run_config(path: Path, settings: Sequence[str] = (), registry: ComponentLookup | None = None) -> RunConfig:
@@ -365,7 +379,12 @@ def _parsed(document: Any, source: str, registry: ComponentLookup | None) -> Run
             [f'expected an object with keys such as "data", "models" and "stages", not {type(document).__name__}'],
             source,
         )
-    found = [*missing_plugins(document, registry), *reference_problems(document), *task_problems(document)]
+    found = [
+        *missing_plugins(document, registry),
+        *reference_problems(document),
+        *task_problems(document),
+        *kind_problems(document),
+    ]
     try:
         config = RunConfig.model_validate(document, context={"registry": registry})
     except ValidationError as error:

@@ -29,7 +29,9 @@ from brewer_core.protocols import Batch, LoadedModel, Task
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
-from brewer_core.run.loading import LengthGroupedBatches, TextLoader, collate
+from brewer_core.run.collating import RowView
+from brewer_core.run.loading import LengthGroupedBatches, TextLoader
+from brewer_core.run.task_kinds import TaskKind, kind_of
 from brewer_core.run.tasks import (
     columns,
     for_columns,
@@ -39,15 +41,15 @@ from brewer_core.run.tasks import (
     tasks_of_stage,
     trained_model,
 )
-from brewer_core.run.text import RowView, TextDataset, check_column, class_names, text_columns
-from brewer_core.run.tokenizers import load_tokenizer, train_tokenizer
+from brewer_core.run.text import TextDataset, check_column, class_names, text_columns
+from brewer_core.run.tokenizers import load_tokenizer
 from brewer_core.run.tokens import TokenFiles
 from brewer_core.sharding import device_mesh, is_sharded, shard_teacher, weights_of
 
 Rows = Sequence[Mapping[str, Any]]
 TOKENIZER_WORDS = ("teacher", "train")
 """Values of `tokenizer.from` that are no folder, whatever folders there may be."""
-_NOT_FOR_MODELS = ("row", "labels")
+_NOT_FOR_MODELS = ("row", "labels", "target_mask")
 _SAMPLED_ROWS = 32
 """Rows of a batch of a sample: enough to be quick, and few enough for a teacher's memory."""
 _SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("eval", "test"), "test": ("test", "eval")}
@@ -67,7 +69,7 @@ class JoinedText(ConcatDataset[Any]):
         ]
         self.lengths = [length for part in parts for length in part.lengths]
         self.labels = [label for part in parts for label in part.labels]
-        self.tokenizer = parts[0].tokenizer
+        self.collate, self.padding_side = parts[0].collate, parts[0].padding_side
         self._views = [part.view for part in parts]
 
     def view(self, index: int) -> RowView:
@@ -131,8 +133,14 @@ class Assembly:
         """A task with its classes: those of the config, else the labels of its labelled training data."""
         if name not in self._tasks:
             declared = self._declared(name)
-            self._tasks[name] = declared if declared.labels else replace(declared, labels=self._classes(name))
+            known = declared.labels or not self.kind.has_classes
+            self._tasks[name] = declared if known else replace(declared, labels=self._classes(name))
         return self._tasks[name]
+
+    @property
+    def kind(self) -> TaskKind:
+        """What the run does for tasks of the kind that its tasks are of."""
+        return kind_of(self.config.kind)
 
     def task_of_model(self, name: str) -> Task:
         """What a model is to learn; the classes of several tasks stand side by side."""
@@ -142,7 +150,7 @@ class Assembly:
         """The adaptor of a model for each of its tasks. refs: one for all of them, or one for each."""
         tasks = {task: self.task(task) for task in tasks_of_model(self.config, model)}
         bound = {task: self.bind(refs if isinstance(refs, ComponentRef) else refs[task]).target for task in tasks}
-        if len(tasks) == 1:
+        if len(tasks) == 1 or not self.kind.has_classes:
             return bound
         return {task: for_columns(bound[task], own) for task, own in columns(tasks).items()}
 
@@ -151,9 +159,9 @@ class Assembly:
         """The run's tokenizer: that of the first teacher, one trained on the texts that are trained on, or a folder's."""
         source = self.config.tokenizer.source
         if source == "train":
-            return train_tokenizer(list(self._training_texts()), self.config.tokenizer.vocab_size)
+            return self.kind.train_tokenizer(list(self._training_texts()), self.config.tokenizer.vocab_size)
         if source != "teacher":
-            return load_tokenizer(self.base_dir / source)
+            return load_tokenizer(self.base_dir / source, self.kind.needs_padding_token)
         first = self.teacher_names[0] if self.teacher_names else next(iter(self.config.models))
         loaded = self._build(first, None, None)
         if loaded.tokenizer is None:
@@ -367,8 +375,7 @@ class Assembly:
 
     def _declared(self, task: str) -> Task:
         """A task as the config has it, without classes where those are to be read off the data."""
-        declared = self.config.tasks_by_name[task]
-        return Task(declared.kind, declared.labels or (), declared.pair)
+        return self.kind.task(self.config.tasks_by_name[task])
 
     def _classes(self, task: str) -> tuple[str, ...]:
         train = [
@@ -425,10 +432,7 @@ class Assembly:
         key = (name, split, labelled)
         if key not in self._datasets:
             data, task = self.config.data[name], self.task(task_of(self.config, name))
-            if isinstance(data.text, tuple) != task.pair:
-                pair = f"tasks.{data.task}.pair" if data.task else "task.pair"
-                need = f"two columns, as {pair} is true" if task.pair else f"one column, as {pair} is false"
-                raise DataError(f"data.{name}.text: expected {need}.")
+            self.kind.check_columns(data, task, f"data.{name}", f"tasks.{data.task}" if data.task else "task")
             same = self._datasets.get((name, split, not labelled))
             self._datasets[key] = TextDataset(
                 self.rows(name, split),
@@ -438,6 +442,7 @@ class Assembly:
                 tokenizer=self.tokenizer,
                 max_length=self.config.tokenizer.max_length,
                 where=f"data.{name}.{split}",
+                form=self.kind.form(self.config.tasks_by_name[task_of(self.config, name)], labelled),
                 first_row=self._rows_numbered,
                 tokens=same.tokens if same else None,
                 files=self._token_files,
@@ -494,12 +499,12 @@ class Assembly:
 
     def _sample(self, stage: SupervisedStage | DistillStage, path: str, seed: int, count: int) -> Sequence[Batch]:
         """Rows that a stage trains on, as models take them; the same ones whenever they are asked for."""
-        sets, together = self.training_sets(stage, path), collate(self.tokenizer)
+        sets = self.training_sets(stage, path)
         rows = [(task, i) for task, data in sets.items() for i in range(len(data))]
         drawn = random.Random(seed).sample(rows, min(count, len(rows)))
         own = {task: [i for of, i in drawn if of == task] for task in sets}  # a batch is of one task
         return [
-            model_inputs(together([sets[task].view(i) for i in numbers[start : start + _SAMPLED_ROWS]]))
+            model_inputs(sets[task].collate([sets[task].view(i) for i in numbers[start : start + _SAMPLED_ROWS]]))
             for task, numbers in own.items()
             for start in range(0, len(numbers), _SAMPLED_ROWS)
         ]

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from brewer_core.components import Method
 from brewer_core.errors import BrewerError, DataError
+from brewer_core.run.collating import Item
 from brewer_core.run.loading import Tokenized
-from brewer_core.run.text import Item
 
 Token: TypeAlias = tuple[int, int]
 """A token's number in the vocabulary, and its type."""
@@ -95,7 +95,7 @@ class AugmentedText(Dataset[Item]):
 
     def __init__(self, dataset: Tokenized, augmenters: Sequence[Augmenter | None], seed: int) -> None:
         self.dataset = dataset
-        self.tokenizer, self.lengths = dataset.tokenizer, dataset.lengths
+        self.collate, self.lengths = dataset.collate, dataset.lengths
         self.augmenters = augmenters
         self.seed = seed
 

@@ -165,7 +165,7 @@ def _against_ahead(asked: Asked) -> str:
     """What stands against building a cache before the run that reads it; empty where nothing does."""
     if any(asked.rows.augmenters):
         return "its rows are augmented, and new in every pass"
-    if asked.rows.tokenizer.padding_side == "left":
+    if asked.rows.padding_side == "left":
         return "its tokenizer pads before a row, which moves the row's tokens, so that each batch has rows of its own"
     if record_layout(CacheFormat(), asked).padded_to is not None:
         return (

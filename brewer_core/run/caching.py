@@ -23,7 +23,6 @@ from brewer_core.features import Features
 from brewer_core.learner import Learner
 from brewer_core.protocols import Batch, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText
-from brewer_core.run.loading import collate
 
 NOT_OF_THE_ROW = ("labels", "row")
 """Columns of a batch that no model is given."""
@@ -150,10 +149,9 @@ def holds_all(teacher: CachedTeacher, asked: Asked) -> bool:
 
 def batches_of(asked: Asked, numbers: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], Batch]]:
     """Batches of so many of a teacher's rows, in the order of their numbers, each with those; as they stand in the data."""
-    make = collate(asked.rows.tokenizer)
     for start in range(0, len(numbers), size):
         some = numbers[start : start + size]
-        yield some, make([asked.rows.view(number) for number in some])
+        yield some, asked.rows.collate([asked.rows.view(number) for number in some])
 
 
 def form_of(assembly: Assembly) -> CacheFormat:

@@ -21,10 +21,12 @@ from brewer_core.precision import autocast
 from brewer_core.processes import Processes
 from brewer_core.protocols import Batch, Task
 from brewer_core.run.loading import TextLoader
+from brewer_core.run.scoring import Scores, scored
 from brewer_core.sharding import is_sharded, load_full_state, weights_of
 from brewer_core.teachers import evaluating
 
 _WEIGHTS = "weights."
+_TRIED = Scores([0, 1], [0, 1], [0.5, 0.25])
 
 
 class Evaluator:
@@ -53,8 +55,8 @@ class Evaluator:
 
     def __call__(self, model: nn.Module, adaptor: Callable[..., Any]) -> dict[str, float]:
         """The figures of a model, by metric; a metric that gives several is told as `metric.figure`."""
-        predictions, references = self._predict(model, adaptor)
-        return self.processes.of_first(lambda: self.measure(predictions, references))
+        scores = self._score(model, adaptor)
+        return self.processes.of_first(lambda: self.measure(scores))
 
     def identity(self) -> str:
         """A hash of the rows with their labels, of the metrics with their options, and of the classes."""
@@ -70,11 +72,11 @@ class Evaluator:
         """Whether another evaluator measures on the very same rows."""
         return self.loader.dataset is other.loader.dataset
 
-    def measure(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        """The figures of predictions, by metric."""
+    def measure(self, scores: Scores) -> dict[str, float]:
+        """The figures of what was predicted, by metric."""
         figures: dict[str, float] = {}
         for name, metric in self.metrics.items():
-            value = metric(predictions, references, task=self.task)
+            value = metric(scores.predictions, scores.references, losses=scores.losses, task=self.task)
             several = value if isinstance(value, Mapping) else None
             figures |= (
                 {f"{name}.{key}": float(v) for key, v in several.items()}
@@ -88,21 +90,19 @@ class Evaluator:
         """How many rows models are measured on."""
         return len(self.loader.dataset)  # type: ignore[arg-type]  # a data set of rows has a length
 
-    def _predict(self, model: nn.Module, adaptor: Callable[..., Any]) -> tuple[list[int], list[int]]:
-        """What is predicted for each row and what is right, in the order of the rows, each of which some process has."""
+    def _score(self, model: nn.Module, adaptor: Callable[..., Any]) -> Scores:
+        """What is predicted, and what is right, in the order of the rows, each of which some process has."""
         own: list[Tensor] = []
         with evaluating(model), torch.no_grad():
             for batch in self.loader:
                 moved = move_to_device(batch, self.device)
                 with autocast(self.precision, self.device):
                     outputs = call_model(model, self.model_inputs(moved), {})
-                predicted = Features.of(adaptor(moved, outputs))["logits"][0].argmax(-1)
+                features = Features.of(adaptor(moved, outputs))
                 if not isinstance(batch, Filler):  # which has its row from another process
-                    own.append(torch.stack([moved["row"], predicted, moved["labels"]], 1).cpu())
-        everyone = self.processes.gathered(torch.cat(own) if own else torch.empty(0, 3, dtype=torch.long))
-        rows = torch.cat(everyone)
-        _, predictions, references = rows[rows[:, 0].argsort()].unbind(1)
-        return predictions.tolist(), references.tolist()
+                    own.append(scored(moved, features))
+        everyone = self.processes.gathered(torch.cat(own) if own else torch.empty(0, 4, dtype=torch.float64))
+        return Scores.of(torch.cat(everyone), self.rows)
 
 
 class TaskEvaluators:
@@ -128,7 +128,13 @@ class TaskEvaluators:
 
     def known(self) -> list[str]:
         """The names of the figures that there can be."""
-        return list(named({task: evaluator.measure([0, 1], [0, 1]) for task, evaluator in self.evaluators.items()}))
+        return list(named({task: evaluator.measure(_TRIED) for task, evaluator in self.evaluators.items()}))
+
+    def lower_is_better(self, figure: str) -> bool:
+        """Whether a figure is of a metric that declares so."""
+        name = figure.rpartition("/")[2].partition(".")[0]
+        found = [evaluator.metrics[name] for evaluator in self.evaluators.values() if name in evaluator.metrics]
+        return any(metric.component.facts.lower_is_better for metric in found)
 
     @property
     def rows(self) -> dict[str, int]:

@@ -20,9 +20,9 @@ from brewer_core.protocols import Step, Strategy
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.assembly import Assembly, model_inputs
-from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson
+from brewer_core.run.lessons import Lesson
 from brewer_core.run.planning import first_batches, located, plan, stage_lesson, try_batch
-from brewer_core.run.tasks import named_teachers, trained_model
+from brewer_core.run.tasks import adaptor_of, named_teachers, trained_model
 from brewer_core.teachers import evaluating
 
 
@@ -212,7 +212,7 @@ class _Stage:
         learner.strategy = watching
         with evaluating(learner), located(self.path):
             tasks = tuple(self._task(task, batch, watching) for task, batch in batches.items())
-        adaptor = self.config.adaptors.student if isinstance(self.config, DistillStage) else DEFAULT_ADAPTOR
+        adaptor = adaptor_of(self.assembly.config, self.config)
         return ExplainedStage(
             self.config.name,
             self.kind,

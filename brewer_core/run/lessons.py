@@ -14,7 +14,7 @@ from torch import nn
 from brewer_core.batches import call_model, move_to_device, rows, split
 from brewer_core.cache import shared
 from brewer_core.captures import PathError, capturing
-from brewer_core.config import ComponentRef, DistillationConfig, DistillStage, SupervisedStage
+from brewer_core.config import DistillationConfig, DistillStage, SupervisedStage
 from brewer_core.config.optimization import Optimization
 from brewer_core.engine import Duration
 from brewer_core.errors import ConfigError
@@ -26,11 +26,9 @@ from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.caching import Asked, Decision, cached, check_form, decided, notes
 from brewer_core.run.loading import TextLoader
-from brewer_core.run.tasks import trained_model
+from brewer_core.run.tasks import adaptor_of, trained_model
 from brewer_core.run.teaching import Teaching, released
 from brewer_core.teachers import evaluating
-
-DEFAULT_ADAPTOR = ComponentRef("adaptor", "text_classification")
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def supervised_lesson(
     training = stage.training.model_copy(update={"steps": steps, "epochs": None}) if steps else stage.training
     sets = assembly.training_sets(stage, path, labelled_only=True)
     loaders = _loaders(assembly, sets, training, purpose, drawn=len(sets) > 1)
-    ref = stage.adaptors.student if isinstance(stage, DistillStage) else DEFAULT_ADAPTOR
-    adaptors = assembly.adaptors(trained_model(stage), ref)
+    adaptors = assembly.adaptors(trained_model(stage), adaptor_of(assembly.config, stage))
     strategy = assembly.registry.bind("strategy", "supervised", _drawing(stage))()
     alone = next(iter(loaders)) if len(loaders) == 1 else None
     learner = Learner(

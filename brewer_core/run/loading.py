@@ -1,26 +1,21 @@
-"""From rows as numbers to padded batches, in orders that the seed and the number of the pass give alone.
-
-Shapes: B rows, L tokens of the longest row of a batch.
-"""
+"""From rows as numbers to padded batches, in orders that the seed and the number of the pass give alone."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brewer_core.batches import Filler
 from brewer_core.processes import Processes
-from brewer_core.run.text import Item, RowView
+from brewer_core.run.collating import Collate, Item, RowView
 
 T = TypeVar("T")
 _MEGABATCH = 50
@@ -31,7 +26,7 @@ AHEAD = "brewer-batches"
 class Tokenized(Protocol):
     """What a loader needs: a `TextDataset`, or several in one."""
 
-    tokenizer: Any
+    collate: Collate
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -135,7 +130,7 @@ class TextLoader(DataLoader[Item]):
         super().__init__(
             cast("Dataset[Item]", dataset),
             batch_sampler=_OwnRows(batches, processes, numbered),
-            collate_fn=collate(dataset.tokenizer),
+            collate_fn=dataset.collate,
             pin_memory=ahead and torch.cuda.is_available(),
         )
 
@@ -202,61 +197,6 @@ def prepared_ahead(stream: Iterator[T], name: str) -> Iterator[T]:
     finally:
         # Without waiting: the garbage collector may be what ends this, in that very thread.
         thread.shutdown(wait=False, cancel_futures=True)
-
-
-def collate(tokenizer: Any) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
-    """What makes a batch of items, or of views of rows: `row` and `labels` [B], the others [B, L] padded to the longest row.
-
-    All are int64, and the same for both.
-    """
-    # Not `tokenizer.pad`, which takes nine times as long: a tenth of a small student's step.
-    fill = {
-        "input_ids": tokenizer.pad_token_id,
-        "attention_mask": 0,
-        "token_type_ids": tokenizer.pad_token_type_id,
-    }
-
-    def batch(items: Sequence[Any]) -> dict[str, Tensor]:
-        if isinstance(items[0], RowView):
-            return _batch(items, fill, tokenizer.padding_side)
-        columns = {name: [item[name] for item in items] for name in items[0]}
-        return {
-            name: _padded(column, fill[name], tokenizer.padding_side) if name in fill else torch.tensor(column)
-            for name, column in columns.items()
-        }
-
-    return batch
-
-
-def _padded(tensors: list[Tensor], value: int, side: str) -> Tensor:
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side).long()
-
-
-def _batch(rows: Sequence[RowView], fill: Mapping[str, int], side: str) -> dict[str, Tensor]:
-    numbers, labels, ids, types = zip(*rows, strict=True)
-    lengths = [len(row) for row in ids]
-    places = numpy.arange(max(lengths))
-    marked = places < numpy.array(lengths)[:, None]
-    batch = {
-        "row": numpy.array(numbers, numpy.int64),
-        "input_ids": _filled(ids, lengths, fill["input_ids"], side),
-        "attention_mask": (marked if side == "right" else marked[:, ::-1]).astype(numpy.int64),
-    }
-    if types[0] is not None:
-        batch["token_type_ids"] = _filled(types, lengths, fill["token_type_ids"], side)
-    batch["labels"] = numpy.array(labels, numpy.int64)
-    return {name: torch.from_numpy(column) for name, column in batch.items()}
-
-
-def _filled(rows: Sequence[NDArray[Any]], lengths: Sequence[int], value: int, side: str) -> NDArray[Any]:
-    """[B, L]: rows side by side, with a value in the places that are left."""
-    filled = numpy.full((len(rows), max(lengths)), value, numpy.int64)
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if side == "right":
-            filled[i, :length] = row
-        else:
-            filled[i, filled.shape[1] - length :] = row
-    return filled
 
 
 def _chunks(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -30,13 +30,13 @@ from brewer_core.run import folder as names
 from brewer_core.run.assembly import TOKENIZER_WORDS, Assembly, ModelFacts
 from brewer_core.run.figures import figures_of_teacher
 from brewer_core.run.folder import RunFolder, UnwrittenFolder, holds_run, latest_run
-from brewer_core.run.lessons import DEFAULT_ADAPTOR, Lesson, distill_lesson, supervised_lesson
+from brewer_core.run.lessons import Lesson, distill_lesson, supervised_lesson
 from brewer_core.run.manifest import made_with, manifest, now
 from brewer_core.run.planning import evaluators_for, plan, teacher_models
 from brewer_core.run.reporting import Reporter
 from brewer_core.run.resuming import check_same_config, check_same_data, check_same_plugin_files, fingerprints, hashes
 from brewer_core.run.stages import CHECKPOINTS, Outcome, Session, train
-from brewer_core.run.tasks import tasks_of_model, trained_model
+from brewer_core.run.tasks import adaptor_of, tasks_of_model, trained_model
 from brewer_core.sharding import weights_of
 from brewer_core.stopping import StopRequest
 
@@ -309,7 +309,7 @@ class _Run:
         return {
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
-            "student": self._final(student, _student_adaptor(self.config)),
+            "student": self._final(student, adaptor_of(self.config, last)),
             "baselines": baselines,
             "steps": self.outcomes[student].steps,
             "seed": self.config.seed,
@@ -365,11 +365,6 @@ def _figures(name: str, facts: ModelFacts, outcome: Outcome, metrics: Mapping[st
         "best_step": outcome.best_step,
         "seconds": round(outcome.seconds, 2),
     }
-
-
-def _student_adaptor(config: RunConfig) -> ComponentRef:
-    last = config.stages[-1]
-    return last.adaptors.student if isinstance(last, DistillStage) else DEFAULT_ADAPTOR
 
 
 def choose_device(name: str) -> torch.device:

@@ -37,6 +37,8 @@ class Plan:
     """Rows that are evaluated on, by task and use."""
     classes: Mapping[str, tuple[str, ...]]
     """Names of the classes by task."""
+    learnt: Mapping[str, str]
+    """What is learnt, by task."""
     teachers: Mapping[str, tuple[str, ...]]
     """Names of the teachers by task."""
     parameters: Mapping[str, int]
@@ -75,6 +77,7 @@ def plan(assembly: Assembly) -> Plan:
         stages=tuple((stage.name, trained_model(stage), tried[stage.name][0]) for stage in assembly.config.stages),
         rows={task: {use: count[task] for use, count in rows.items() if task in count} for task in tasks},
         classes={name: task.labels for name, task in tasks.items()},
+        learnt={name: assembly.kind.told(task, assembly.tokenizer) for name, task in tasks.items()},
         teachers={task: _teachers_of(assembly.config, task) for task in tasks},
         parameters={name: assembly.facts(name).parameters for name in models},
         terms={name: terms for name, (_, terms, _) in tried.items()},
@@ -167,7 +170,14 @@ def _teachers_of(config: RunConfig, task: str) -> tuple[str, ...]:
 
 
 def _check_best(assembly: Assembly, evaluators: TaskEvaluators) -> None:
-    """Raises ConfigError where the best checkpoint is to be chosen by a figure that no metric gives."""
+    """Raises ConfigError where the best checkpoint is to be chosen by a figure that no metric gives, or in its worse direction."""
     best = assembly.config.evaluation.best
-    if best is not None:
-        check_best(best, evaluators.known())
+    if best is None:
+        return
+    check_best(best, evaluators.known())
+    if best.mode == "max" and evaluators.lower_is_better(best.metric):
+        raise ConfigError(
+            [
+                f'evaluation.best.mode: of {best.metric!r} less is better, and "max" would keep the worst; set it to "min"'
+            ]
+        )

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from brewer_core.config import DistillStage, RunConfig, SupervisedStage
+from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
 from brewer_core.config.run import Best, TeacherRef
 from brewer_core.config.taskrefs import MEAN
 from brewer_core.errors import AdaptorError
@@ -22,6 +22,11 @@ Stage = SupervisedStage | DistillStage
 def trained_model(stage: Stage) -> str:
     """The name of the model that a stage trains."""
     return stage.student if isinstance(stage, DistillStage) else stage.model
+
+
+def adaptor_of(config: RunConfig, stage: Stage) -> ComponentRef:
+    """The adaptor of the model that a stage trains; in a supervised stage that of the tasks' kind."""
+    return stage.adaptors.student if isinstance(stage, DistillStage) else config.kind.adaptor
 
 
 def task_of(config: RunConfig, data: str) -> str:

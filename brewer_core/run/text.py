@@ -9,29 +9,62 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from brewer_core.errors import DataError
-from brewer_core.run.tokens import Texts, TokenFiles, TokenRows, tokenized
+from brewer_core.run.collating import UNLABELLED, Collate, Item, RowView, collate
+from brewer_core.run.tokens import PLAIN, Encoding, Texts, TokenFiles, TokenRows
 
 Row: TypeAlias = Mapping[str, Any]
-Item: TypeAlias = dict[str, Any]
-
-UNLABELLED = -100
-"""The label of a row that has none."""
 
 
-class RowView(NamedTuple):
-    """A row as it is kept, for a batch that is made of it at once: views of its tokens, [L], that are not to be written to."""
+class RowForm(Protocol):
+    """What rows of text become for one kind of task."""
 
-    row: int
-    label: int
-    input_ids: NDArray[Any]
-    token_type_ids: NDArray[Any] | None
+    @property
+    def encoding(self) -> Encoding:
+        """How their tokens are made."""
+        ...
+
+    def labels(self, rows: Sequence[Row], column: str | None, classes: Sequence[str], where: str) -> list[int]:
+        """A number for each row, -100 for one that is unlabelled."""
+        ...
+
+    def check(self, tokens: TokenRows, where: str) -> None:
+        """Raises DataError for tokens of which nothing can be learnt."""
+        ...
+
+    def collate(self, tokenizer: Any) -> Collate:
+        """What makes batches of them for a tokenizer."""
+        ...
+
+    def padding_side(self, tokenizer: Any) -> str:
+        """On which side these are padded."""
+        ...
+
+
+class ClassifiedRows:
+    """Rows with a class each, as the tokenizer makes and pads them."""
+
+    encoding: Encoding = PLAIN
+
+    def labels(self, rows: Sequence[Row], column: str | None, classes: Sequence[str], where: str) -> list[int]:
+        """The number of each row's class. Raises DataError for a label that is none."""
+        return _labels(rows, column, classes, where)
+
+    def check(self, tokens: TokenRows, where: str) -> None:
+        """Nothing: a text may be empty, and still has a class."""
+
+    def collate(self, tokenizer: Any) -> Collate:
+        """Batches for a classifier."""
+        return collate(tokenizer)
+
+    def padding_side(self, tokenizer: Any) -> str:
+        """The tokenizer's own."""
+        return str(tokenizer.padding_side)
 
 
 class TextDataset(Dataset[Item]):
@@ -42,6 +75,7 @@ class TextDataset(Dataset[Item]):
 
     where: what error texts call the data, such as `data.complaints`. Rows are counted from 1 in them.
     text: the column with the texts, or the two with pairs. label: the column with labels; None where no row has one.
+    form: what rows become; that of classification by default.
     first_row: the number of the first row, so that `row` is unique in a run of several data sets.
     tokens: those of these rows, where they are made already. files: where tokens are kept; in memory alone where None.
     Raises DataError for a column or text that is not there, a label that is no class, and where there are no rows.
@@ -57,6 +91,7 @@ class TextDataset(Dataset[Item]):
         tokenizer: Any,
         max_length: int,
         where: str = "data",
+        form: RowForm | None = None,
         first_row: int = 0,
         tokens: TokenRows | None = None,
         files: TokenFiles | None = None,
@@ -65,12 +100,15 @@ class TextDataset(Dataset[Item]):
         _check_rows(rows, where)
         for column in columns:
             check_column(rows[0], column, f"{where}.text")
-        self.tokenizer = tokenizer
+        form = form or ClassifiedRows()
+        self.collate, self.padding_side = form.collate(tokenizer), form.padding_side(tokenizer)
         self.first_row = first_row
-        self.labels = _labels(rows, label, classes, where)
+        self.labels = form.labels(rows, label, classes, where)
         texts = partial(_texts, rows, columns, where)
         if tokens is None:
-            tokens = files.rows(texts, where) if files else TokenRows(list(tokenized(texts(), tokenizer, max_length)))
+            made = partial(form.encoding, tokenizer=tokenizer, max_length=max_length)
+            tokens = files.rows(texts, where, form.encoding) if files else TokenRows(list(made(texts())))
+        form.check(tokens, where)
         self.tokens = tokens
 
     @property

@@ -21,6 +21,7 @@ _SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_SPECIAL_OF_BYTES = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 _ALPHABET_SIZE = 1000
 _NO_TOKENIZER = "holds no tokenizer that can be read; expected one that `save_pretrained` wrote."
 
@@ -44,8 +45,37 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     return trained
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer that a folder holds. Raises RequestError where it holds none, or one that cannot pad."""
+def train_byte_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of byte pairs for language models, as GPT-2's; equal texts give an equal one, and any text comes back as it was.
+
+    It puts no special tokens around texts, and has one for their end and one for padding. Its vocabulary has vocab_size entries at most,
+    yet never fewer than these two and the 256 bytes.
+    """
+    with _needs_transformers("training a tokenizer"):
+        import transformers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    if not texts:
+        raise DataError("there are no texts to train a tokenizer on.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL_OF_BYTES.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    make: Any = transformers.PreTrainedTokenizerFast  # not typed
+    inputs = ["input_ids", "attention_mask"]
+    trained: PreTrainedTokenizerFast = make(
+        tokenizer_object=tokenizer, model_input_names=inputs, clean_up_tokenization_spaces=False, **_SPECIAL_OF_BYTES
+    )
+    return trained
+
+
+def load_tokenizer(folder: Path, pads: bool = True) -> Any:
+    """The fast tokenizer that a folder holds. Raises RequestError where it holds none, or one that cannot pad, if it is to."""
     with _needs_transformers("a tokenizer from a folder"):
         from transformers import AutoTokenizer
     if not folder.is_dir():
@@ -57,7 +87,7 @@ def load_tokenizer(folder: Path) -> Any:
     # Where a folder has but a model, transformers makes up a tokenizer that knows its special tokens alone.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise RequestError(f"tokenizer.from: {folder} {_NO_TOKENIZER}")
-    if not tokenizer.is_fast or tokenizer.pad_token is None:
+    if not tokenizer.is_fast or (pads and tokenizer.pad_token is None):
         raise RequestError(
             f"tokenizer.from: the tokenizer in {folder} cannot pad batches; it needs a tokenizer.json and a padding token."
         )

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy
 import xxhash
@@ -39,7 +39,7 @@ _WAIT_S = 600.0
 class Piece:
     """The tokens of some rows, one row after another.
 
-    offsets: where each row begins, and the last ends, [N + 1]. ids: [T], int32. types: [T], int8; None where the tokenizer
+    offsets: where each row begins, and the last ends, [N + 1]. ids: [T], int32. types: [T], int8; None where the encoding
     gives no types.
     """
 
@@ -66,14 +66,49 @@ class TokenRows:
         return piece.ids[start:end], None if piece.types is None else piece.types[start:end]
 
 
+class Encoding(Protocol):
+    """How texts become tokens."""
+
+    @property
+    def form(self) -> str:
+        """Tells it from other ways with the same texts; empty for the tokenizer's own."""
+        ...
+
+    def __call__(self, texts: Iterable[Texts], tokenizer: Any, max_length: int) -> Iterator[Piece]:
+        """The tokens of texts, a piece at a time."""
+        ...
+
+
+class _Plain:
+    """The tokenizer's own way."""
+
+    form = ""
+
+    def __call__(self, texts: Iterable[Texts], tokenizer: Any, max_length: int) -> Iterator[Piece]:
+        return tokenized(texts, tokenizer, max_length)
+
+
+PLAIN = _Plain()
+
+
 def tokenized(texts: Iterable[Texts], tokenizer: Any, max_length: int) -> Iterator[Piece]:
     """The tokens of texts, special ones included, cut to max_length; a piece at a time."""
+    for some in in_pieces(texts):
+        encoded = tokenizer(*map(list, zip(*some, strict=True)), truncation=True, max_length=max_length)
+        yield piece_of(encoded["input_ids"], encoded.get("token_type_ids"))
+
+
+def in_pieces(texts: Iterable[Texts]) -> Iterator[list[Texts]]:
+    """The texts of each piece."""
     remaining = iter(texts)
     while some := list(islice(remaining, _ROWS_OF_PIECE)):
-        encoded = tokenizer(*map(list, zip(*some, strict=True)), truncation=True, max_length=max_length)
-        ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-        offsets = numpy.cumsum([0, *map(len, ids)], dtype=numpy.int32)
-        yield Piece(offsets, _flat(ids, numpy.int32), None if types is None else _flat(types, numpy.int8))
+        yield some
+
+
+def piece_of(ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> Piece:
+    """The tokens of rows, and their types, in one piece."""
+    offsets = numpy.cumsum([0, *map(len, ids)], dtype=numpy.int32)
+    return Piece(offsets, _flat(ids, numpy.int32), None if types is None else _flat(types, numpy.int8))
 
 
 def _flat(lists: Iterable[Iterable[int]], dtype: type[numpy.generic]) -> NDArray[Any]:
@@ -100,12 +135,16 @@ class TokenFiles:
         if self._usable:
             _arrow()
 
-    def rows(self, texts: Callable[[], Iterable[Texts]], where: str) -> TokenRows:
+    def rows(self, texts: Callable[[], Iterable[Texts]], where: str, encoding: Encoding = PLAIN) -> TokenRows:
         """The tokens of texts. texts: gives them from the start at each call. where: what is told of their origin."""
+
+        def pieces() -> Iterator[Piece]:
+            return encoding(texts(), self.tokenizer, self.max_length)
+
         if self._usable:
-            target = self.folder / self._key(texts())
+            target = self.folder / self._key(texts(), encoding.form)
             try:
-                return self._known(target) or self._made(target, texts, where)
+                return self._known(target) or self._made(target, pieces, where)
             except OSError as error:
                 self._usable = False
                 warnings.warn(
@@ -113,10 +152,10 @@ class TokenFiles:
                     "again. Let BREWER_CACHE name a folder that can be written.",
                     stacklevel=2,
                 )
-        return TokenRows(list(tokenized(texts(), self.tokenizer, self.max_length)))
+        return TokenRows(list(pieces()))
 
-    def _key(self, texts: Iterable[Texts]) -> str:
-        digest = blake2b(f"{_FORMAT} {self.max_length} {self._maker} ".encode(), digest_size=16)
+    def _key(self, texts: Iterable[Texts], form: str) -> str:
+        digest = blake2b(f"{_FORMAT} {self.max_length} {self._maker} {form}".encode(), digest_size=16)
         for row in texts:
             for text in row:
                 coded = text.encode("utf-8", "surrogatepass")
@@ -138,18 +177,18 @@ class TokenFiles:
             os.utime(folder / _ABOUT_FILE)
         return known
 
-    def _made(self, target: Path, texts: Callable[[], Iterable[Texts]], where: str) -> TokenRows:
+    def _made(self, target: Path, pieces: Callable[[], Iterator[Piece]], where: str) -> TokenRows:
         with _alone(target):
             if findable(target).exists():  # another run was quicker, or they are damaged
                 with suppress(ValueError):
                     return _mapped(findable(target))
             with folder_written_whole(target) as draft:
-                self._write(draft, texts(), where)
+                self._write(draft, pieces(), where)
         return _mapped(target)
 
-    def _write(self, draft: Path, texts: Iterable[Texts], where: str) -> None:
+    def _write(self, draft: Path, pieces: Iterator[Piece], where: str) -> None:
         file = draft / _ROWS_FILE
-        rows, tokens = _write_pieces(file, tokenized(texts, self.tokenizer, self.max_length))
+        rows, tokens = _write_pieces(file, pieces)
         about = {
             "where": where,
             "rows": rows,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from brewer_core.errors import AdaptorError
 from brewer_core.features import Counts, Features
 from brewer_core.protocols import CountingAdaptor
 from brewer_core.testing.conformance import Conformance, does_not_apply, require
@@ -53,21 +54,29 @@ class Outputs(dict[str, Any]):
 
 
 class AdaptorConformance(Conformance):
-    """Properties of an adaptor, on a batch and outputs as Hugging Face's classifiers have them. Override them for others."""
+    """Properties of an adaptor, on a batch and outputs as Hugging Face's models have them. Override them for others.
+
+    of_tokens: whether the labels and logits are those of a language model, of each token; tried where a classifier's are refused.
+    """
 
     kind: ClassVar[str] = "adaptor"
+    of_tokens = False
 
     def batch(self) -> Any:
         """What a loader yields: a mapping of `input_ids`, `attention_mask` and `labels`."""
         ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
-        return {"input_ids": ids, "attention_mask": valid_tokens().long(), "labels": torch.arange(ROWS) % CLASSES}
+        labels = torch.arange(ROWS) % CLASSES
+        if self.of_tokens:
+            labels = (ids % CLASSES).where(valid_tokens() & (ids % LENGTH != 2), -100)  # one in each row is not learnt
+        return {"input_ids": ids, "attention_mask": valid_tokens().long(), "labels": labels}
 
     def outputs(self) -> Any:
         """What a model returns for the batch: `logits`, `loss`, `hidden_states` and `attentions`."""
         states = [seeded_tensors(ROWS, LENGTH, WIDTH, seed=i) for i in range(LAYERS)]
         attention = [seeded_tensors(ROWS, HEADS, LENGTH, LENGTH, seed=i).softmax(-1) for i in range(LAYERS - 1)]
+        shape = (ROWS, LENGTH, CLASSES) if self.of_tokens else (ROWS, CLASSES)
         return Outputs(
-            logits=seeded_tensors(ROWS, CLASSES), loss=torch.tensor(0.5), hidden_states=states, attentions=attention
+            logits=seeded_tensors(*shape), loss=torch.tensor(0.5), hidden_states=states, attentions=attention
         )
 
     def test_shapes(self) -> None:
@@ -134,8 +143,11 @@ class AdaptorConformance(Conformance):
         """The features of the batch; a property is skipped where it does not take the batch that is given unless overridden."""
         try:
             found = self.bound()(self.batch(), self.outputs(), role="student")
-        except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, AttributeError, TypeError, IndexError, ValueError, AdaptorError) as error:
             if type(self).batch is AdaptorConformance.batch:
+                if isinstance(error, AdaptorError) and not self.of_tokens:
+                    self.of_tokens = True
+                    return self.features()
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 does_not_apply(f"it takes another batch than Hugging Face's ({reason}); override `batch` and `outputs`")
             raise

@@ -14,6 +14,7 @@ from brewer_core.testing.sources import global_generators
 
 PREDICTIONS = (0, 1, 1, 0, 1, 0, 0, 1)
 REFERENCES = (0, 1, 0, 0, 1, 1, 0, 1)
+LOSSES = (0.25, 0.5, 1.75, 0.125, 0.75, 2.0, 0.0, 1.0)
 ORDER = (3, 0, 7, 1, 6, 2, 5, 4)
 SEVERAL = 20
 
@@ -26,6 +27,10 @@ class MetricConformance(Conformance):
     def inputs(self) -> tuple[list[Any], list[Any]]:
         """Predictions and references, equally many."""
         return list(PREDICTIONS), list(REFERENCES)
+
+    def losses(self) -> list[float]:
+        """The negative log-likelihood of each reference, given to metrics that name `losses`."""
+        return list(LOSSES[: len(self.inputs()[1])])
 
     def test_numbers(self) -> None:
         """It gives a number, or a mapping of them by name; every one is finite."""
@@ -50,14 +55,17 @@ class MetricConformance(Conformance):
     def test_inputs_unchanged(self) -> None:
         """Predictions and references are left as they were."""
         predictions, references = self.inputs()
-        self.bound()(predictions, references, task=_TASK)
-        require((predictions, references) == self.inputs(), "changes its inputs in place")
+        losses = self.losses()
+        self.bound()(predictions, references, losses=losses, task=_TASK)
+        same = (predictions, references) == self.inputs() and losses == self.losses()
+        require(same, "changes its inputs in place")
 
     def figures(self, order: tuple[int, ...] | None = None) -> dict[str, Any]:
         """Its figures by name; those of a metric that gives one number under its own name."""
-        predictions, references = self.inputs()
-        chosen = [i for i in order or range(len(references)) if i < len(references)]
-        value = self.bound()([predictions[i] for i in chosen], [references[i] for i in chosen], task=_TASK)
+        given = (*self.inputs(), self.losses())
+        chosen = [i for i in order or range(len(given[1])) if i < len(given[1])]
+        predictions, references, losses = ([values[i] for i in chosen if i < len(values)] for values in given)
+        value = self.bound()(predictions, references, losses=losses, task=_TASK)
         return dict(value) if isinstance(value, Mapping) else {self.subject.name: value}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from csv import DictReader
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field
 
@@ -20,13 +21,18 @@ Files = Annotated[
     str | dict[str, str],
     Field(description="A file, read as the split `train`, or a file for each split; relative to the config's folder."),
 ]
+Holdout = Annotated[
+    float | None,
+    Field(gt=0, lt=1, description="Of one file, the share of rows that become the split `eval`, drawn by the seed."),
+]
 _SPLITS = {"validation": "eval"}
+_BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 @hookimpl
 def brewer_datasets() -> Mapping[str, Callable[..., Any]]:
     """The data sets of this module."""
-    return {"csv": csv, "jsonl": jsonl, "parquet": parquet, "hf": hf, "complaints": complaints}
+    return {"csv": csv, "jsonl": jsonl, "parquet": parquet, "text": text, "hf": hf, "complaints": complaints}
 
 
 class Rows(Sequence[Mapping[str, Any]]):
@@ -39,6 +45,10 @@ class Rows(Sequence[Mapping[str, Any]]):
     def columns(self) -> tuple[str, ...]:
         """The names of the columns."""
         return tuple(self._columns)
+
+    def chosen(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers."""
+        return Rows({name: [column[i] for i in numbers] for name, column in self._columns.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()), ()))
@@ -59,27 +69,47 @@ class Rows(Sequence[Mapping[str, Any]]):
 def csv(
     *,
     base_dir: Path,
+    seed: int = 0,
     path: Files,
     delimiter: Annotated[str, Field(min_length=1, max_length=1, description="What stands between two cells.")] = ",",
+    holdout: Holdout = None,
 ) -> dict[str, Rows]:
     """Rows of CSV files with a header, as texts: `NA` stays `NA`, and an empty cell is an empty text.
 
     UTF-8, also compressed (`.gz`). Raises DataError where a row has more or fewer cells than the header.
     """
-    return _read(base_dir, path, lambda file: _read_csv(file, delimiter))
+    return _held_out(_read(base_dir, path, lambda file: _read_csv(file, delimiter)), holdout, seed)
 
 
-def jsonl(*, base_dir: Path, path: Files) -> dict[str, Rows]:
+def jsonl(*, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None) -> dict[str, Rows]:
     """Rows of JSON Lines files: an object on each line, its values kept as they are.
 
     UTF-8, also compressed (`.gz`). Empty lines are skipped; a key that a row lacks is null there.
     """
-    return _read(base_dir, path, _read_jsonl)
+    return _held_out(_read(base_dir, path, _read_jsonl), holdout, seed)
 
 
-def parquet(*, base_dir: Path, path: Files) -> dict[str, Rows]:
+def parquet(*, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None) -> dict[str, Rows]:
     """Rows of Parquet files, with the types that the files state."""
-    return _read(base_dir, path, _read_parquet)
+    return _held_out(_read(base_dir, path, _read_parquet), holdout, seed)
+
+
+def text(
+    *,
+    base_dir: Path,
+    seed: int = 0,
+    path: Files,
+    by: Annotated[
+        Literal["line", "paragraph"],
+        Field(description="What a row is: a line, or what stands between lines that are empty."),
+    ] = "line",
+    holdout: Holdout = None,
+) -> dict[str, Rows]:
+    """Rows of plain text files, each with the one column `text`.
+
+    UTF-8, also compressed (`.gz`). Space around a row is left out, and so are rows of nothing else.
+    """
+    return _held_out(_read(base_dir, path, lambda file: _read_text(file, by)), holdout, seed)
 
 
 def hf(
@@ -125,6 +155,23 @@ def _read(base_dir: Path, path: str | Mapping[str, str], reader: Callable[[Path]
     named = {"train": path} if isinstance(path, str) else path
     existing = {split: _existing(base_dir, file) for split, file in named.items()}
     return {split: _filled(file, reader(file)) for split, file in existing.items()}
+
+
+def _held_out(splits: dict[str, Rows], share: float | None, seed: int) -> dict[str, Rows]:
+    """The rows of one file in two splits, each in the order of the file."""
+    if share is None:
+        return splits
+    if list(splits) != ["train"]:
+        raise DataError(f"`holdout` is for one file, and `path` names {', '.join(splits)}; leave one of the two out.")
+    rows = splits["train"]
+    count = round(share * len(rows))
+    if not 0 < count < len(rows):
+        raise DataError(
+            f"holdout is {share:g}, which of {len(rows)} rows leaves a split without any; take another share."
+        )
+    held = set(random.Random(seed).sample(range(len(rows)), count))
+    kept = {"train": [i for i in range(len(rows)) if i not in held], "eval": sorted(held)}
+    return {split: rows.chosen(numbers) for split, numbers in kept.items()}
 
 
 def _existing(base_dir: Path, path: str) -> Path:
@@ -180,6 +227,16 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{file}: line {number} holds a {type(row).__name__}; expected a JSON object on each line.")
     return row
+
+
+def _read_text(file: Path, by: str) -> Rows:
+    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8-sig") as opened:
+            parts = opened.read().splitlines() if by == "line" else _BETWEEN_PARAGRAPHS.split(opened.read())
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: {reason(error)}; expected UTF-8 text.") from error
+    return Rows({"text": [part.strip() for part in parts if part.strip()]})
 
 
 def _read_parquet(file: Path) -> Rows:

@@ -1,24 +1,28 @@
-"""Metrics of classification: accuracy, and by scikit-learn what is more than a mean."""
+"""Metrics of classification and of language models: by scikit-learn what is more than a mean."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from brewer_builtins.extras import extra
-from brewer_core import DataError, hookimpl
+from brewer_core import DataError, component, hookimpl
+
+_LARGEST_EXPONENT = 709.0
+"""Of a float64."""
 
 
 @hookimpl
 def brewer_metrics() -> Mapping[str, Callable[..., float]]:
     """The metrics of this module."""
-    return {"accuracy": accuracy, "f1": f1, "matthews": matthews}
+    return {"accuracy": accuracy, "f1": f1, "matthews": matthews, "perplexity": perplexity}
 
 
 def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """Share of predictions that are right, in [0, 1]."""
+    """Share of predictions that are right, in [0, 1]; of a language model, of tokens that it would have written itself."""
     _check("accuracy", predictions, references)
     right = sum(
         own == true for own, true in zip(predictions, references, strict=True)
@@ -52,6 +56,18 @@ def matthews(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Matthews correlation coefficient, in [-1, 1]; 0 where the predictions or the references are all alike."""
     _check("matthews", predictions, references)
     return float(_sklearn("matthews").matthews_corrcoef(references, predictions))
+
+
+@component(lower_is_better=True)
+def perplexity(predictions: Sequence[int], references: Sequence[int], *, losses: Sequence[float]) -> float:
+    """The exponential of the mean negative log-likelihood of the references, in nats: at least 1, and less is better.
+
+    Of a language model the mean is over all tokens that are to be predicted, not over rows: neither those of prompts, nor the first of
+    a row. Of a classifier it is over rows. Infinite where the mean is too large for a number.
+    """
+    _check("perplexity", predictions, references)
+    mean = math.fsum(losses) / len(losses)
+    return math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf
 
 
 def _check(metric: str, predictions: Sequence[int], references: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Models: Hugging Face sequence classifiers, pretrained, from a config, or cut out of a teacher."""
+"""Models: Hugging Face classifiers and language models, pretrained, from a config, or cut out of a teacher."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from brewer_builtins.extras import extra, reason
+from brewer_builtins.heads import head_of
 from brewer_builtins.layers import copied
 from brewer_builtins.layers import keep_layers as with_layers
 from brewer_builtins.surgery.settings import FromTeacher
@@ -66,8 +67,9 @@ def hf(
         Field(description="Sizes of a student that is cut out of the teacher, with the teacher's weights."),
     ] = None,
 ) -> LoadedModel:
-    """A Hugging Face model for sequence classification, from exactly one of the origins that the options name.
+    """A Hugging Face model for the run's kind of task, from exactly one of the origins that the options name.
 
+    A sequence classifier for `text_classification`, a causal language model for `causal_lm`.
     In float32, on the CPU; weights that no file holds are drawn from the seed, and torch's global generator is left alone.
     tokenizer: the one whose numbers the model will read; None for the model's own. A pretrained model whose own
     vocabulary is another is refused. Code that comes with a model is never run.
@@ -81,16 +83,17 @@ def hf(
         "from_teacher": from_teacher,
     }
     _check_one_origin(options)
-    _check_task(task, num_labels)
+    head_of(task).check_task(task, num_labels)
     with _quiet(), _drawn_from(seed):
         if keep_layers is not None:
             long = _headed("keep_layers", teacher, task, num_labels)
             kept = ", ".join(map(str, keep_layers))
-            return _loaded(with_layers(long.model, keep_layers), long.tokenizer, f"layers {kept} of its teacher")
+            short = with_layers(long.model, keep_layers)
+            return _loaded(short, long.tokenizer, f"layers {kept} of its teacher", head_of(task).arguments(short))
         if from_teacher is not None:
-            return _cut_out(_headed("from_teacher", teacher, task, num_labels), from_teacher, sample)
+            return _cut_out(_headed("from_teacher", teacher, task, num_labels), from_teacher, sample, task)
         if config is not None:
-            return _from_config(config, tokenizer, task, num_labels)
+            return _from_config(config, tokenizer, task, num_labels, teacher)
         if distribution is not None:
             return _pretrained(_folder_of(distribution), tokenizer, task, num_labels, distribution)
         return _pretrained(_folder_or_name(base_dir, path or ""), tokenizer, task, num_labels, str(path))
@@ -108,34 +111,31 @@ def _one_of(options: Iterable[str]) -> str:
     return f"{', '.join(rest)} and {last}"
 
 
-def _check_task(task: Task, num_labels: int) -> None:
-    if task.kind != "text_classification":
-        raise RequestError(f"the task {task.kind!r} is not one it knows; it knows text_classification.")
-    if task.labels and len(task.labels) != num_labels:
-        raise RequestError(f"the task names {len(task.labels)} classes, and num_labels is {num_labels}.")
-
-
 def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int, name: str) -> LoadedModel:
-    transformers = _transformers()
-    with _refused(_unreadable(source)):
+    transformers, head = _transformers(), head_of(task)
+    unreadable = _unreadable(source, head.words)
+    with _refused(unreadable):
         settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     _check_class_order(source, settings, task)
-    own = _tokenizer_beside(source, tokenizer)
-    with _refused(_unreadable(source)):
+    own = _tokenizer_beside(source, tokenizer, head.pads)
+    with _refused(unreadable):
         # A head for other classes is replaced: fine-tuning a fine-tuned model is usual.
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, report = getattr(transformers, head.auto).from_pretrained(
             source,
             config=_with_labels(settings, task, num_labels),
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    _check_body(source, model, report)
-    return _loaded(model.float(), own, f"pretrained {name}")
+    _check_body(unreadable, source, model, report)
+    head.check(model.float(), own, str(source))
+    return _loaded(model.float(), own, f"pretrained {name}", head.arguments(model))
 
 
-def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labels: int) -> LoadedModel:
-    transformers = _transformers()
+def _from_config(
+    config: Mapping[str, Any], tokenizer: Any, task: Task, num_labels: int, teacher: LoadedModel | None
+) -> LoadedModel:
+    transformers, head = _transformers(), head_of(task)
     if tokenizer is None:
         raise RequestError(
             "a model from `config` needs the run's tokenizer for its vocabulary; let `tokenizer.from` name a "
@@ -150,11 +150,16 @@ def _from_config(config: Mapping[str, Any], tokenizer: Any, task: Task, num_labe
             f"config.vocab_size is {entries}, and the tokenizer has {len(tokenizer)} entries; leave it out."
         )
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _TOKENS}
-    given = {"vocab_size": len(tokenizer), **{name: i for name, i in tokens.items() if name in allowed}, **sizes}
+    given = {
+        "vocab_size": head.entries(tokenizer, teacher),
+        **{name: i for name, i in tokens.items() if name in allowed},
+        **sizes,
+    }
     with _refused(f"no {kind} model can be made of this config"):
         settings = _with_labels(transformers.AutoConfig.for_model(kind, **given), task, num_labels)
-        model = transformers.AutoModelForSequenceClassification.from_config(settings, trust_remote_code=False)
-    return _loaded(model, tokenizer, "from scratch")
+        model = getattr(transformers, head.auto).from_config(settings, trust_remote_code=False)
+    head.check(model, tokenizer, f"a {kind} model from `config`")
+    return _loaded(model, tokenizer, "from scratch", head.arguments(model))
 
 
 def _headed(option: str, teacher: LoadedModel | None, task: Task, num_labels: int) -> LoadedModel:
@@ -172,13 +177,14 @@ def _headed(option: str, teacher: LoadedModel | None, task: Task, num_labels: in
 
 
 def _cut_out(
-    teacher: LoadedModel, settings: FromTeacher, sample: Callable[[int], Sequence[Mapping[str, Any]]] | None
+    teacher: LoadedModel, settings: FromTeacher, sample: Callable[[int], Sequence[Mapping[str, Any]]] | None, task: Task
 ) -> LoadedModel:
     try:
         cut = cut_out(teacher.model, sample=sample, **settings)
     except RequestError as error:
         raise RequestError(f"`from_teacher`: {error}") from error
-    return _loaded(cut.model.float(), teacher.tokenizer, f"cut out of its teacher: {cut.told}")
+    student = cut.model.float()
+    return _loaded(student, teacher.tokenizer, f"cut out of its teacher: {cut.told}", head_of(task).arguments(student))
 
 
 def _with_head(model: Any, task: Task, num_labels: int) -> Any:
@@ -190,7 +196,9 @@ def _with_head(model: Any, task: Task, num_labels: int) -> Any:
     return headed
 
 
-def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
+def _loaded(model: Any, tokenizer: Any, origin: str, always: Mapping[str, Any]) -> LoadedModel:
+    """always: what is added to each call, whatever is read."""
+
     def save(folder: Path) -> None:
         with _quiet():
             model.save_pretrained(folder)
@@ -201,7 +209,7 @@ def _loaded(model: Any, tokenizer: Any, origin: str) -> LoadedModel:
     )  # sdpa, or what else is fused, where there is any
 
     def forward_arguments(needs: frozenset[str]) -> Mapping[str, Any]:
-        arguments = {"output_hidden_states": True} if "hidden" in needs else {}
+        arguments = {**always, **({"output_hidden_states": True} if "hidden" in needs else {})}
         if needs & _WHOLE_ATTENTION:
             model.set_attn_implementation("eager")  # the others never hold the attention as a whole
             arguments |= {"output_attentions": True} if "attention" in needs else {}
@@ -245,13 +253,13 @@ def _folder_of(distribution: str) -> Path:
     return Path(str(folders[0].locate())).parent
 
 
-def _unreadable(source: Path | str) -> str:
+def _unreadable(source: Path | str, words: str) -> str:
     if isinstance(source, Path):
-        return f"the folder {source} holds no model for sequence classification that can be read"
+        return f"the folder {source} holds no model for {words} that can be read"
     return f"path {source!r} is neither a folder nor a model to be had from the Hugging Face hub"
 
 
-def _tokenizer_beside(source: Path | str, tokenizer: Any) -> Any:
+def _tokenizer_beside(source: Path | str, tokenizer: Any, pads: bool) -> Any:
     """The tokenizer saved with a model, or the run's where there is none; RequestError where they read text differently."""
     transformers = _transformers()
     try:
@@ -265,7 +273,7 @@ def _tokenizer_beside(source: Path | str, tokenizer: Any) -> Any:
                 f"{source} holds no tokenizer that can be read ({reason(error)}); let `tokenizer.from` name a folder."
             ) from error
         return tokenizer
-    if own.pad_token is None:
+    if pads and own.pad_token is None:
         raise RequestError(f"the tokenizer in {source} has no padding token; name one in its tokenizer_config.json.")
     if tokenizer is not None and own.get_vocab() != tokenizer.get_vocab():
         raise RequestError(
@@ -285,7 +293,7 @@ def _check_class_order(source: Path | str, settings: Any, task: Task) -> None:
         )
 
 
-def _check_body(source: Path | str, model: Any, report: Mapping[str, Any]) -> None:
+def _check_body(unreadable: str, source: Path | str, model: Any, report: Mapping[str, Any]) -> None:
     """Only a head may be new: weights of the body that have another size are another model's."""
     for mismatch in sorted(report["mismatched_keys"], key=str):
         if mismatch[0].startswith(f"{model.base_model_prefix}."):
@@ -294,7 +302,7 @@ def _check_body(source: Path | str, model: Any, report: Mapping[str, Any]) -> No
                 f"asks for {tuple(mismatch[2])}; the two do not belong together."
             )
     if set(dict(model.named_parameters())) <= set(report["missing_keys"]):
-        raise RequestError(f"{_unreadable(source)}: no weight in it is called as in a {type(model).__name__}.")
+        raise RequestError(f"{unreadable}: no weight in it is called as in a {type(model).__name__}.")
 
 
 def _class_names(settings: Any) -> list[str]:
@@ -302,11 +310,7 @@ def _class_names(settings: Any) -> list[str]:
 
 
 def _with_labels(settings: Any, task: Task, num_labels: int) -> Any:
-    names = task.labels or tuple(f"LABEL_{i}" for i in range(num_labels))
-    settings.id2label = dict(enumerate(names))
-    settings.label2id = {name: i for i, name in enumerate(names)}
-    settings.problem_type = "single_label_classification"
-    return settings
+    return head_of(task).settings(settings, task, num_labels)
 
 
 def _model_type(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

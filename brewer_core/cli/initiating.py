@@ -1,0 +1,226 @@
+"""`brewer init`: a run config for one's own data, from a recipe, to be run and changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from brewer_core.cli.reading import active_registry
+from brewer_core.errors import OutputExistsError, RequestError
+
+if TYPE_CHECKING:
+    from brewer_core.registry import Registry
+    from brewer_core.run.recipes import OwnData, Recipe, Teacher
+
+_FOLDER = resources.files("brewer_core") / "run" / "configs" / "recipes"
+_NAMES = ", ".join(sorted(entry.name.removesuffix(".json") for entry in _FOLDER.iterdir()))
+"""For the help, which is to load nothing of a run."""
+_HOLDOUT = 0.1
+_WIDE = 120
+
+
+def init(
+    recipe_name: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="NAME", help=f"One of {_NAMES}.", show_default="kd or kd-lm"),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="FILE",
+            help="Rows to train on: .csv, .tsv, .jsonl, .parquet or .txt.",
+            show_default="complaints that ship with brewer",
+        ),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            help="Rows to evaluate on.",
+            show_default="a file beside it such as test.csv, else a tenth of the rows",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text", metavar="COLUMN[,COLUMN]", help="The column with texts, or two.", show_default="by name"
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="COLUMN", help="The column with labels.", show_default="by name")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A folder, an installed distribution, or a name on the Hugging Face hub.",
+            show_default="a small one, trained on the rows",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The config to write.")] = Path(
+        "config.json"
+    ),
+    listing: Annotated[bool, typer.Option("--list", help="List the recipes, each with its paper, and exit.")] = False,
+) -> None:
+    """Write a run config for your own data, from a recipe with a paper's settings, and tell what was chosen."""
+    if listing:
+        _list()
+        return
+    from brewer_core.config import parse_run_config
+    from brewer_core.run.recipes import filled, recipe, teacher_named
+
+    if output.exists():
+        raise OutputExistsError(f"output {output} is there already; name a new file with --output.")
+    if file is None and (evaluation or text or label):
+        raise RequestError("--eval, --text and --label are about rows of your own; name their file with --data.")
+    asked = recipe(recipe_name) if recipe_name else None
+    registry = active_registry([], [])
+    own, chosen, classes = _own_data(registry, asked, file, evaluation, text, label, output)
+    taught = teacher_named(teacher, lambda folder: _relative(folder, output)) if teacher else None
+    document = filled(chosen, own, taught, classes)
+    parse_run_config(document, f"recipe {chosen.name}", registry)
+    _write(output, document)
+    _tell(output, chosen, document, own, taught, classes)
+
+
+def _own_data(
+    registry: Registry,
+    asked: Recipe | None,
+    file: str | None,
+    evaluation: str | None,
+    text: str | None,
+    label: str | None,
+    output: Path,
+) -> tuple[OwnData | None, Recipe, tuple[str, ...]]:
+    """The rows of a file as a config reads them, the recipe that is asked for or goes with them, and their labels."""
+    from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
+    from brewer_core.run.columns import beside, check_same_columns, columns_of, rows_of, source_of
+    from brewer_core.run.recipes import DEFAULT, OwnData, recipe
+
+    if file is None:
+        return None, asked or recipe(DEFAULT[TEXT_CLASSIFICATION]), ()
+    rows = rows_of(registry, file)
+    prompts = None if asked is None else asked.task == CAUSAL_LM
+    if prompts and label:
+        raise RequestError(
+            f"--label {label}: the recipe {asked and asked.name} learns the texts themselves; leave it out."
+        )
+    columns = columns_of(rows, file, [part.strip() for part in text.split(",")] if text else [], label, prompts)
+    chosen = asked or recipe(DEFAULT[TEXT_CLASSIFICATION if columns.label else CAUSAL_LM])
+    if chosen.task == TEXT_CLASSIFICATION and columns.label is None:
+        raise RequestError(
+            f"the recipe {chosen.name} learns classes, and {file} has no column that looks like labels (columns: {', '.join(rows[0])}); "
+            f"name it with --label, or take a recipe of language models such as {DEFAULT[CAUSAL_LM]}."
+        )
+    classes = tuple(dict.fromkeys(str(row[columns.label]) for row in rows)) if columns.label else ()
+    source, held = source_of(file), evaluation or beside(file)
+    if held is None:
+        return OwnData({**source, "path": _relative(Path(file), output), "holdout": _HOLDOUT}, columns), chosen, classes
+    if source_of(held, "--eval") != source:
+        raise RequestError(f"--eval {held}: is of another format than {file}; give both in one.")
+    check_same_columns(columns, rows_of(registry, held), held)
+    path = {"train": _relative(Path(file), output), "eval": _relative(Path(held), output)}
+    return OwnData({**source, "path": path}, columns), chosen, classes
+
+
+def _relative(path: Path, output: Path) -> str:
+    """A path as a config in a folder names it."""
+    return Path(os.path.relpath(path, output.parent)).as_posix()
+
+
+def _write(output: Path, document: Any) -> None:
+    """Write the config. Raises RequestError where that cannot be done."""
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise RequestError(
+            f"output {output} cannot be written: {error.strerror}; choose another with --output."
+        ) from error
+
+
+def _tell(
+    output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None, classes: tuple[str, ...]
+) -> None:
+    typer.echo(f"{output} holds the recipe {chosen.name}: {chosen.title}, {chosen.source}.")
+    lines = [
+        ("data", _data_line(document)),
+        ("columns", _columns_line(own)),
+        ("teacher", _teacher_line(document, taught)),
+    ]
+    kept = document["models"]["student"].get("keep_layers")
+    if kept is not None:
+        guessed = ", if the teacher has 12; change them if not" if taught and taught.depth is None else ""
+        lines.append(("student", f"layers {', '.join(map(str, kept))} of the teacher{guessed}"))
+    if taught and len(document["stages"]) == 1:
+        lines.append(("stages", f"the teacher knows the classes {', '.join(classes)}, and is not trained"))
+    for title, line in lines:
+        typer.echo(f"  {title:8} {line}")
+    for note in chosen.notes:
+        typer.echo(f"  note     {note}")
+    name = shlex.quote(str(output) if "." in str(output) or "/" in str(output) else f"./{output}")
+    typer.echo("Next:")
+    for command in (f"brewer run {name} --dry-run", f"brewer explain {name}", f"brewer run {name}"):
+        typer.echo(f"  {command}")
+
+
+def _data_line(document: Any) -> str:
+    source = document["data"]["own"]["source"]
+    path = source.get("path")
+    if path is None:
+        return f"the {source['name']} that ship with brewer; --data names your own"
+    if isinstance(path, str):
+        return f"{path}, a tenth of whose rows are kept for evaluation; --eval names others"
+    return f"{path['train']}, evaluated on {path['eval']}"
+
+
+def _columns_line(own: OwnData | None) -> str:
+    if own is None:
+        return "text and label"
+    columns = own.columns
+    if columns.label is None:
+        return (
+            f"texts in {columns.text}"
+            if isinstance(columns.text, str)
+            else "prompts in {}, responses in {}".format(*columns.text)
+        )
+    text = columns.text if isinstance(columns.text, str) else "pairs in {} and {}".format(*columns.text)
+    return f"texts in {text}, labels in {columns.label} ({columns.classes} of them)"
+
+
+def _teacher_line(document: Any, taught: Teacher | None) -> str:
+    ref = document["models"]["teacher"]
+    if taught is None:
+        return "a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher"
+    if "distribution" in ref:
+        return f"the one in the distribution {ref['distribution']}"
+    return (
+        f"the one in {ref['path']}"
+        if taught.settings
+        else f"{ref['path']} on the Hugging Face hub, as there is no such folder here"
+    )
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from brewer_core.run.recipes import recipe, recipe_names
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "task", "paper", "what it does"):
+        table.add_column(column, header_style="dim", no_wrap=column in ("recipe", "task"), overflow="fold")
+    for chosen in map(recipe, recipe_names()):
+        needs = f" Needs {', '.join(chosen.needs)}." if chosen.needs else ""
+        table.add_row(chosen.name, chosen.task, chosen.source, chosen.summary + needs)
+    Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE).print(table)

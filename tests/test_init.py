@@ -1,0 +1,352 @@
+"""`brewer init`: it looks at data and teacher, fills in a recipe, and what it writes runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brewer_core.config import parse_run_config
+from brewer_core.errors import RequestError
+from brewer_core.plugins import build_registry
+from brewer_core.run.columns import Columns, columns_of
+from brewer_core.run.recipes import Teacher, filled, recipe, recipe_names
+from runs import brewer, labelled, read, write_csv
+
+pytest.importorskip("transformers", reason="runs need the extra hf")
+pytest.importorskip("pyarrow", reason="runs need the extra hf")
+
+TINY = {
+    "text_classification": {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 4},
+    "causal_lm": {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 4},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean folder, in which the command is called."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def films(folder: Path) -> Path:
+    write_csv(folder / "train.csv", labelled(24))
+    write_csv(folder / "test.csv", labelled(10))
+    return folder
+
+
+def init(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    status = brewer("init", *arguments)
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert brewer("init", *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.removeprefix("brewer: error: ").rstrip("\n")
+
+
+def quick(config: Path, kind: str) -> list[str]:
+    """Settings for a run of two steps a stage, of models as small as can be."""
+    stages = read(config)["stages"]
+    per_stage = [
+        f"stages.{i}.training.{setting}"
+        for i in range(len(stages))
+        for setting in ("epochs=null", "steps=2", "batch_size=4")
+    ]
+    sizes = [f"models.teacher.config.{name}={value}" for name, value in TINY[kind].items()]
+    own = ["models.student.keep_layers=[0, 2]", "tokenizer.vocab_size=290", "cache=off", *sizes, *per_stage]
+    return [argument for setting in own for argument in ("--set", setting)]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_a_config_as_it_stands(name: str) -> None:
+    made = recipe(name)
+    config = parse_run_config(filled(made, None, None), name, build_registry())
+    assert config.kind.kind == made.task
+    assert made.notes
+    assert "arXiv:" in made.source
+    depth = config.models["teacher"].options["config"]["num_hidden_layers"]
+    assert list(config.models["student"].options["keep_layers"]) == made.kept_layers(depth)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs_on_ones_own_data(films: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    init(capsys, "--recipe", name, "--data", "train.csv")
+    kind = recipe(name).task
+    assert brewer("run", films / "config.json", "-o", films / "out", *quick(films / "config.json", kind)) == 0
+    summary = read(films / "out/summary.json")
+    assert summary["rows"] == 10
+    assert set(summary["baselines"]) == {"labels_only"}
+
+
+def test_the_layers_that_a_student_keeps_follow_from_the_teachers_depth() -> None:
+    of_second, of_first = recipe("distilbert"), recipe("pkd")
+    assert of_second.kept_layers(12) == [0, 2, 4, 6, 8, 10]
+    assert of_second.kept_layers(5) == [0, 2, 4]
+    assert of_first.kept_layers(12) == [0, 1, 2, 3, 4, 5]
+    assert of_first.kept_layers(2) == [0, 1]
+
+
+def test_the_settings_of_distilbert_are_the_papers() -> None:
+    stage = recipe("distilbert").config["stages"][1]["distillation"]
+    assert (stage["temperature"], stage["kd_loss_weight"], stage["hard_label_weight"]) == (2, 5, 2)
+    assert stage["intermediate_matches"] == [
+        {"feature": "hidden", "layer_T": -1, "layer_S": -1, "loss": "cos", "weight": 1}
+    ]
+
+
+# Data
+
+
+def test_a_config_is_written_and_told_of(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = init(capsys, "--data", "train.csv")
+    assert out.splitlines()[:5] == [
+        "config.json holds the recipe kd: Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531.",
+        "  data     train.csv, evaluated on test.csv",
+        "  columns  texts in text, labels in label (2 of them)",
+        "  teacher  a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher",
+        "  student  layers 0, 2 of the teacher",
+    ]
+    assert out.splitlines()[-4:] == [
+        "Next:",
+        "  brewer run config.json --dry-run",
+        "  brewer explain config.json",
+        "  brewer run config.json",
+    ]
+    config = read(films / "config.json")
+    assert config["data"] == {
+        "own": {
+            "source": {"name": "csv", "path": {"train": "train.csv", "eval": "test.csv"}},
+            "text": "text",
+            "label": "label",
+        }
+    }
+    for stage in config["stages"]:
+        assert (stage["training"]["epochs"], stage["training"]["optimizer"]["learning_rate"]) == (10, 1e-3)
+    assert brewer("run", films / "config.json", "--dry-run") == 0
+
+
+def test_a_single_file_keeps_a_tenth_of_its_rows_for_evaluation(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(folder / "all.csv", labelled(40))
+    assert "all.csv, a tenth of whose rows are kept for evaluation; --eval names others" in init(
+        capsys, "--data", "all.csv"
+    )
+    assert brewer("run", folder / "config.json", "--dry-run") == 0
+    assert "evaluation on 4 rows of data" in capsys.readouterr().out
+
+
+def test_paths_are_relative_to_the_config(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (films / "configs").mkdir()
+    init(capsys, "--data", "train.csv", "--output", "configs/kd.json")
+    assert read(films / "configs/kd.json")["data"]["own"]["source"]["path"] == {
+        "train": "../train.csv",
+        "eval": "../test.csv",
+    }
+    assert brewer("run", films / "configs/kd.json", "--dry-run") == 0
+
+
+def test_texts_without_labels_make_language_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "book.txt").write_text("\n".join(f"This is line {i} of the book." for i in range(30)), encoding="utf-8")
+    out = init(capsys, "--data", "book.txt")
+    assert "holds the recipe kd-lm" in out
+    assert "  columns  texts in text\n" in out
+    assert read(folder / "config.json")["task"] == {"kind": "causal_lm"}
+
+
+def test_prompts_with_responses_are_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"Instruction": f"Say {i}.", "id": str(i), "Output": f"It is {i}."} for i in range(20)]
+    (folder / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    assert "  columns  prompts in Instruction, responses in Output\n" in init(capsys, "--data", "train.jsonl")
+    assert read(folder / "config.json")["data"]["own"]["text"] == ["Instruction", "Output"]
+
+
+def test_pairs_of_texts_make_a_task_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"premise": f"it is {i}", "hypothesis": "no", "relation": "ab"[i % 2]} for i in range(20)]
+    write_csv(folder / "nli.csv", rows)
+    out = init(capsys, "--data", "nli.csv")
+    assert "  columns  texts in pairs in premise and hypothesis, labels in relation (2 of them)\n" in out
+    assert read(folder / "config.json")["task"] == {"kind": "text_classification", "pair": True}
+    assert brewer("run", folder / "config.json", "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"id": i, "what": f"a long text {i}", "how": "xyz"[i % 3]} for i in range(12)], Columns("what", "how", 3)),
+        ([{"Review": f"text {i}", "stars": i % 5} for i in range(20)], Columns("Review", "stars", 5)),
+        ([{"a": f"{i}", "b": f"a longer text {i}"} for i in range(12)], Columns("b", None)),
+        ([{"text": f"text {i}", "score": i / 7} for i in range(12)], Columns("text", None)),
+        ([{"prompt": "p", "text": f"{i}", "response": "r"} for i in range(3)], Columns(("prompt", "response"), None)),
+    ],
+)
+def test_columns_are_told_by_their_names_and_else_by_what_they_hold(
+    rows: list[dict[str, Any]], expected: Columns
+) -> None:
+    assert columns_of(rows, "rows.csv", [], None, None) == expected
+
+
+def test_columns_that_are_named_are_taken() -> None:
+    rows = [{"text": f"text {i}", "other": f"{i}", "label": "ab"[i % 2], "topic": "cd"[i % 2]} for i in range(12)]
+    assert columns_of(rows, "rows.csv", ["other"], "topic", None) == Columns("other", "topic", 2)
+    assert columns_of(rows, "rows.csv", ["text", "other"], None, None) == Columns(("text", "other"), "label", 2)
+    assert columns_of(rows, "rows.csv", [], None, True) == Columns("text", None)
+
+
+# Teachers
+
+
+def test_a_teacher_in_a_folder_gives_its_tokenizer_and_its_depth(
+    films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init(capsys, "--data", "train.csv")
+    config = films / "config.json"
+    assert brewer("run", config, "-o", films / "first", *quick(config, "text_classification")) == 0
+    capsys.readouterr()
+    out = init(capsys, "--data", "train.csv", "--teacher", "first/stages/teacher/model", "-o", "again.json")
+    assert "  teacher  the one in first/stages/teacher/model\n" in out
+    assert "  student  layers 0, 2 of the teacher\n" in out
+    assert "  stages   the teacher knows the classes p, n, and is not trained\n" in out
+    again = read(films / "again.json")
+    assert again["tokenizer"]["from"] == "teacher"
+    assert again["task"]["labels"] == ["n", "p"]
+    assert [stage["name"] for stage in again["stages"]] == ["distil"]
+    assert again["stages"][0]["training"]["optimizer"]["learning_rate"] == 5e-5
+    assert brewer("run", films / "again.json", "--dry-run") == 0
+
+
+def test_a_teacher_of_other_classes_is_trained_on_them() -> None:
+    taught = Teacher({"name": "hf", "path": "x"}, {"id2label": {"0": "a", "1": "b"}, "n_layer": 4})
+    document = filled(recipe("kd"), None, taught, ["a", "c"])
+    assert [stage["name"] for stage in document["stages"]] == ["teacher", "distil"]
+    assert document["models"]["student"]["keep_layers"] == [0, 2]
+    assert filled(recipe("kd"), None, taught, ["b", "a"])["task"]["labels"] == ["a", "b"]
+
+
+def test_a_teacher_that_is_not_here_is_one_of_the_hub(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = init(capsys, "--data", "train.csv", "--teacher", "org/model-12")
+    assert "  teacher  org/model-12 on the Hugging Face hub, as there is no such folder here\n" in out
+    assert "  student  layers 0, 2, 4, 6, 8, 10 of the teacher, if the teacher has 12; change them if not\n" in out
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ["--recipe", "distilbret"],
+            f"--recipe distilbret: there is no such recipe; did you mean 'distilbert'? Known: {', '.join(recipe_names())}",
+        ),
+        (["--recipe", "zzz"], f"--recipe zzz: there is no such recipe; known: {', '.join(recipe_names())}"),
+        (["--data", "trian.csv"], "--data trian.csv: there is no such file."),
+        (["--data", "train.csv", "--eval", "tset.csv"], "--eval tset.csv: there is no such file."),
+        (
+            ["--data", "notes.doc"],
+            "--data notes.doc: cannot tell what it is; expected a name that ends in .csv, .tsv, .jsonl, .ndjson, .parquet, .txt.",
+        ),
+        (
+            ["--data", "train.csv", "--text", "texts"],
+            "--text texts: train.csv has no such column; did you mean 'text'?",
+        ),
+        (
+            ["--data", "train.csv", "--label", "stars"],
+            "--label stars: train.csv has no such column; known: text, label",
+        ),
+        (
+            ["--data", "train.csv", "--text", "text,label,text"],
+            "--text text,label,text: expected one column, or two for a pair of texts.",
+        ),
+        (
+            ["--text", "text"],
+            "--eval, --text and --label are about rows of your own; name their file with --data.",
+        ),
+        (
+            ["--data", "train.csv", "--recipe", "kd-lm", "--label", "label"],
+            "--label label: the recipe kd-lm learns the texts themselves; leave it out.",
+        ),
+        (
+            ["--data", "plain.csv", "--recipe", "kd"],
+            "the recipe kd learns classes, and plain.csv has no column that looks like labels (columns: what); name it with --label, "
+            "or take a recipe of language models such as kd-lm.",
+        ),
+        (
+            ["--data", "numbers.csv"],
+            "numbers.csv: no column holds texts (columns: label); name one with --text, or two with a comma between them.",
+        ),
+        (
+            ["--data", "train.csv", "--eval", "lines.jsonl"],
+            "--eval lines.jsonl: is of another format than train.csv; give both in one.",
+        ),
+        (
+            ["--data", "train.csv", "--eval", "plain.csv"],
+            "plain.csv: no column 'text', which the training rows have; columns: what.",
+        ),
+        (["--teacher", "./nowhere"], "--teacher ./nowhere: there is no such folder."),
+        (
+            ["--teacher", "empty"],
+            "--teacher empty: the folder holds no config.json; give one that `save_pretrained` wrote.",
+        ),
+        (["--teacher", "pluggy"], "--teacher pluggy: this distribution holds no model's folder; give a folder."),
+        (["--output", "taken.json"], "output taken.json is there already; name a new file with --output."),
+        (
+            ["--output", "no/where.json"],
+            "output no/where.json cannot be written: No such file or directory; choose another with --output.",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_and_nothing_is_written(
+    films: Path, arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (films / "notes.doc").write_text("x")
+    (films / "taken.json").write_text("{}")
+    (films / "empty").mkdir()
+    write_csv(films / "plain.csv", [{"what": f"text {i}"} for i in range(5)])
+    write_csv(films / "numbers.csv", [{"label": "ab"[i % 2]} for i in range(8)])
+    (films / "lines.jsonl").write_text('{"text": "a", "label": "p"}\n')
+    assert refusal(capsys, *arguments) == text
+    assert not (films / "config.json").exists()
+    assert (films / "taken.json").read_text() == "{}"
+
+
+def test_a_recipe_that_needs_another_distribution_names_it(
+    films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BREWER_DISABLE_PLUGINS", "brewer-loss-pkd")
+    assert "brewer-loss-pkd provides it: pip install brewer-loss-pkd" in refusal(
+        capsys, "--data", "train.csv", "--recipe", "pkd"
+    )
+
+
+def test_the_recipes_are_listed_with_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    out = init(capsys, "--list")
+    for name in recipe_names():
+        assert f"\n{name} " in out
+    assert "arXiv:1910.01108" in out
+    assert brewer("init", "--help") == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"One of {', '.join(recipe_names())}." in told
+
+
+def test_a_recipe_is_no_config_to_run_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert brewer("run", "distilbert") == 2
+    assert capsys.readouterr().err == (
+        "brewer: error: 'distilbert' is a recipe; write a config of it for your own data first: brewer init --recipe distilbert\n"
+    )
+
+
+def test_an_unknown_recipe_is_a_request_error() -> None:
+    with pytest.raises(RequestError):
+        recipe("nothing")
