@@ -267,7 +267,14 @@ def test_teachers_of_several_depths_have_no_map_in_common() -> None:
         ({**HIDDEN, "layers": [[1, 2, 3]]}, "such as [[3, 1], [6, 2]], not [[1, 2, 3]]"),
         ({**HIDDEN, "layers": [[1, True]]}, "such as [[3, 1], [6, 2]], not [[1, true]]"),
         ({**HIDDEN, "layer_T": 1}, "layers stand in place of layer_T and layer_S; give one or the other"),
-        ({**HIDDEN, "layers": None, "layer_S": 1}, "layer_T is missing; give it, or layers"),
+        (
+            {**HIDDEN, "feature": "hidden[1]"},
+            "layers map those of a feature such as `hidden`, and feature names a layer itself; leave layers out",
+        ),
+        (
+            {**HIDDEN, "feature": None, "feature_T": "hidden", "feature_S": "encoder.layer.1"},
+            "layers map those of a feature such as `hidden`, and feature_S names a module; leave layers out",
+        ),
     ],
 )
 def test_a_config_with_other_layers_is_refused(match: dict[str, Any], expected: str) -> None:

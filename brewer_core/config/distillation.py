@@ -202,12 +202,11 @@ class IntermediateMatch(Config):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_sides(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As TextBrewer has it, where both sides read the same."""
+    def _without_what_is_ours(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As TextBrewer has it, where both sides read the same and the layers are named."""
         whole: dict[str, Any] = serialize(self)
-        return {
-            name: value for name, value in whole.items() if name not in ("feature_T", "feature_S") or value is not None
-        }
+        ours = ("feature_T", "feature_S", "layers")
+        return {name: value for name, value in whole.items() if name not in ours or value is not None}
 
     @model_validator(mode="before")
     @classmethod

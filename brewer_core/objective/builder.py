@@ -297,13 +297,14 @@ def _mapped(match: IntermediateMatch, student: ModelInfo, teachers: list[ModelIn
             'the layers of "cka" are searched on a batch, and none is at hand; `brewer run` has one, and a distiller with sample=BATCH.'
         )
     own, taught = sources_of(match)
+    student_layers = _layers_of(student, own)
     found = {teacher.name: _layers_of(teacher, taught) for teacher in teachers}
     if len(set(found.values())) > 1:
         each = ", ".join(f"{name} {layers.places}" for name, layers in found.items())
         raise RequestError(
             f"the teachers differ in how many layers of {taught.feature!r} they have ({each}); name one teacher."
         )
-    return paired(str(match.layers), next(iter(found.values())), _layers_of(student, own))
+    return paired(str(match.layers), next(iter(found.values())), student_layers)
 
 
 def _layers_of(model: ModelInfo, source: Source) -> Layers:
