@@ -167,7 +167,7 @@ def _tell(
         ),
     ]
     if taught and all(stage.get("model") != "teacher" for stage in document["stages"]):
-        lines.append(("stages", f"the teacher knows the classes {', '.join(classes)}, and is not trained"))
+        lines.append(("stages", f"the teacher knows the {len(classes)} classes, and is not trained"))
     for title, line in lines:
         typer.echo(f"  {title:8} {line}")
     for note in chosen.notes:
