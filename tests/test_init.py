@@ -335,12 +335,13 @@ def test_the_settings_of_a_recipe_are_the_papers(name: str, expected: list[dict[
 
 def test_a_config_is_written_and_told_of(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = init(capsys, "--data", "train.csv")
-    assert out.splitlines()[:5] == [
+    assert out.splitlines()[:6] == [
         "config.json holds the recipe kd: Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531.",
         "  data     train.csv, evaluated on test.csv",
         "  columns  texts in text, labels in label (2 of them)",
         "  teacher  a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher",
         "  student  2 of the teacher's 4 layers, evenly spaced from the first on, as wide",
+        "  stages   10 epochs each at 0.001, in place of the recipe's, as nothing is pretrained",
     ]
     assert out.splitlines()[-4:] == [
         "Next:",

@@ -145,7 +145,9 @@ def _narrower(share: Share, teacher: TeacherSizes) -> dict[str, int]:
     else:
         return {}
     if heads * dimensions == teacher.embeddings != teacher.width:
-        dimensions += max(1, dimensions // 8)  # of the embeddings' own width ELECTRA has no projection, which the teacher has
+        dimensions += max(
+            1, dimensions // 8
+        )  # of the embeddings' own width ELECTRA has no projection, which the teacher has
     sizes = {"hidden_size": heads * dimensions, "num_attention_heads": heads}
     if share.neurons is not None and teacher.neurons:
         sizes["intermediate_size"] = max(1, round(teacher.neurons * share.neurons))
