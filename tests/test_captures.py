@@ -73,6 +73,7 @@ class Named(nn.Module):
         self.inner = Inner()
         self.output = nn.Linear(3, 3)
         self.idle = nn.Linear(3, 3)
+        self.held = nn.ModuleList([nn.Linear(3, 3)])
 
     def forward(self, states: Tensor) -> Tensor:
         made = self.inner(states, scale=torch.tensor(2.0), more={"other": states + 1})
@@ -125,6 +126,16 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
             "the student's module 'idle.input' did not run in the forward pass, so it has no input to match; name one that does.",
         ),
         (
+            "held.output",
+            "the student's module 'held.output' did not run in the forward pass, so it has no output to match; name a module inside it, "
+            "such as its '0'.",
+        ),
+        (
+            "held",
+            "the student's module 'module:held' did not run in the forward pass, so it has no output to match; name a module inside "
+            "it, such as its '0'.",
+        ),
+        (
             "inner.input[6]",
             "the student's module 'inner.input[6]' was given states, scale, more, which has no part [6].",
         ),
@@ -139,9 +150,9 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
         ),
         (
             "inner",
-            "the student's module 'inner' returned a dict with pair, flag; name one tensor of it, as in 'inner[pair]'.",
+            "the student's module 'module:inner' returned a dict with pair, flag; name one tensor of it, as in 'module:inner[pair]'.",
         ),
-        ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle."),
+        ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle, held, held.0."),
         (
             "inner[x",
             "'inner[x' is no path of a module; expected one such as 'encoder.layer.3' or 'encoder.layer.3[0]'.",
@@ -460,6 +471,18 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
             "BertForSequenceClassification has embeddings, hidden[0..3], attention[0..2], scores[0..2], query[0..2], key[0..2], "
             "value[0..2], pooled; did you mean 'query'?.",
         ),
+        (
+            {"feature": "bert"},
+            "intermediate_matches[0].feature: the student's adaptor returns no 'bert'; it returns logits, inputs_mask, and its "
+            "BertForSequenceClassification has embeddings, hidden[0..2], attention[0..1], scores[0..1], query[0..1], key[0..1], "
+            "value[0..1], pooled; a module is read as 'module:bert', with no layer beside it.",
+        ),
+        (
+            {"feature": "bert.pooler", "layer_T": 0, "layer_S": 0},
+            "intermediate_matches[0].feature: the student's adaptor returns no 'bert.pooler'; it returns logits, inputs_mask, and its "
+            "BertForSequenceClassification has embeddings, hidden[0..2], attention[0..1], scores[0..1], query[0..1], key[0..1], "
+            "value[0..1], pooled; a module is read as 'bert.pooler', with no layer beside it.",
+        ),
     ],
 )
 def test_what_a_model_lacks_is_told_with_what_it_has(match: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -488,21 +511,30 @@ def test_short_names_of_another_library_are_told_with_paths(tmp_path: Path) -> N
         ),
         (
             {"feature": "query[1]", "layer_T": 1, "layer_S": 1},
-            "intermediate_matches[0]: feature: 'query[1]' names its layers, and they are given beside it too; give them once",
+            "intermediate_matches[0].feature: 'query[1]' names its layers, and they are given beside it too; give them once",
         ),
         (
             {"feature": "query[one]"},
-            "intermediate_matches[0]: feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
-            "`encoder.layer.3`, not 'query[one]'",
+            "intermediate_matches[0].feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
+            "`encoder.layer.3`, not 'query[one]'; a path without a dot begins with 'module:'",
+        ),
+        (
+            {"feature": "query[1.5]"},
+            "intermediate_matches[0].feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
+            "`encoder.layer.3`, not 'query[1.5]'; a path without a dot begins with 'module:'",
+        ),
+        (
+            {"feature": "hidden[0]", "feature_T": "hidden[1]", "feature_S": "hidden[1]"},
+            "intermediate_matches[0].feature: it is read of neither side, as feature_T and feature_S name both; leave it out",
         ),
         (
             {"feature": "module:encoder", "layer_T": 1, "layer_S": 1},
-            "intermediate_matches[0]: feature: the path 'module:encoder' has no layers; leave them out, or name one of the layers in "
+            "intermediate_matches[0].feature: the path 'module:encoder' has no layers; leave them out, or name one of the layers in "
             "the path",
         ),
         (
             {"feature_S": "a.b[", "feature_T": "hidden[0]"},
-            "intermediate_matches[0]: feature_S: 'a.b[' is no path of a module; expected one such as 'encoder.layer.3' or "
+            "intermediate_matches[0].feature_S: 'a.b[' is no path of a module; expected one such as 'encoder.layer.3' or "
             "'encoder.layer.3[0]'",
         ),
         (

@@ -12,7 +12,7 @@ from brewer_core.architectures import Anatomy, ShortFeature, Tap, anatomy_of, of
 from brewer_core.captures.conditions import eager_attention, fused, graphs_in_checkpoints, running_hooks
 from brewer_core.captures.paths import NOTHING, PathFeature
 from brewer_core.errors import did_you_mean
-from brewer_core.feature_names import PREFIX
+from brewer_core.feature_names import PREFIX, is_path
 from brewer_core.features import ATTENTION, SHORT_NAMES, Feature, Features, features_read, known_feature, layers_read
 
 if TYPE_CHECKING:
@@ -113,7 +113,14 @@ class Captures:
         hint = did_you_mean(name, list(dict.fromkeys([*features, *self.anatomy.features])))
         close = hint if hint.startswith("; did") else ""
         offers = f", and its {model} has {', '.join(inside)}" if inside else ""
-        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}"
+        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
+
+    def _hint_of_module(self, name: str) -> str:
+        """How a module is named, where a name that is not there is that of one."""
+        if name not in dict(self.model.named_modules()):
+            return ""
+        written = name if is_path(name) else PREFIX + name
+        return f"; a module is read as {written!r}, with no layer beside it"
 
     def _tell_of_eager_attention(self) -> None:
         kind = fused(self.anatomy.settings)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from brewer_core.errors import RequestError, did_you_mean
-from brewer_core.feature_names import PREFIX, parse_path
+from brewer_core.feature_names import PREFIX, is_path, parse_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +66,16 @@ class PathFeature:
         """The tensor, or list of tensors, in what was noted of the module. Raises PathError where there is none."""
         import torch
 
-        path = self.name.removeprefix(PREFIX)
+        path = _written(self.name)
         if noted is NOTHING:
+            inside = next((name for name, _ in self.module.named_children()), "")
+            one = (
+                f"a module inside it, such as its {inside!r}"
+                if _never_runs(self.module) and inside
+                else "one that does"
+            )
             raise PathError(
-                f"the {self.owner}'s module {path!r} did not run in the forward pass, so it has no {self.what} to match; name "
-                "one that does.",
+                f"the {self.owner}'s module {path!r} did not run in the forward pass, so it has no {self.what} to match; name {one}.",
                 self.name,
             )
         verb = "was given" if self.what == "input" else "returned"
@@ -102,6 +107,19 @@ class PathFeature:
             raise PathError(
                 f"the {self.owner}'s module {path!r} {verb} {_shown(found)}, which has no part [{part}].", self.name
             ) from error
+
+
+def _written(name: str) -> str:
+    """A path as a config may name it: without the prefix where a dot tells that it is one."""
+    path = name.removeprefix(PREFIX)
+    return path if is_path(path) else name
+
+
+def _never_runs(module: nn.Module) -> bool:
+    """Whether a module only holds others."""
+    from torch import nn as modules
+
+    return isinstance(module, (modules.ModuleList, modules.ModuleDict))
 
 
 def _inside(model: nn.Module, path: str) -> nn.Module | None:
