@@ -8,8 +8,9 @@ import json
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -107,6 +108,64 @@ def test_what_a_module_is_given_and_returns_is_named(path: str, expected: Callab
         model(states)
     (found,) = capture.added_to(Features({}))[f"module:{path}"]
     torch.testing.assert_close(found, expected(states), rtol=0, atol=0)
+
+
+@dataclass
+class Returned:
+    states: Tensor
+    pair: Pair
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class Twice(nn.Module):
+    """Its one block runs twice, the second time under another name, and returns a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = OfDataclasses()
+        self.again = self.block
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.again(self.block(states).states).pair.second
+
+
+class OfDataclasses(nn.Module):
+    def forward(self, states: Tensor) -> Returned:
+        return Returned(states + 1, Pair(states, 10 * states))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("block[states]", lambda x: x + 2),
+        ("again[states]", lambda x: x + 2),
+        ("block[pair][second]", lambda x: 10 * (x + 1)),
+        ("block[pair][0]", lambda x: x + 1),
+        ("block.input", lambda x: x + 1),
+    ],
+)
+def test_of_a_module_that_runs_twice_it_is_the_last_time_and_fields_are_named(
+    path: str, expected: Callable[[Tensor], Tensor]
+) -> None:
+    states = torch.arange(6.0).view(2, 3)
+    model = Twice()
+    with capturing(model, [f"module:{path}"], "student") as capture:
+        model(states)
+    (found,) = capture.added_to(Features({}))[f"module:{path}"]
+    torch.testing.assert_close(found, expected(states), rtol=0, atol=0)
+
+
+def test_a_part_of_a_tensor_would_be_a_row_and_is_refused() -> None:
+    model = Named()
+    with capturing(model, ["module:output[0]"], "student") as capture:
+        model(torch.ones(2, 3))
+    assert message(PathError, lambda: capture.added_to(Features({}))) == (
+        "the student's module 'module:output[0]' returned a Tensor, which has no part [0]."
+    )
 
 
 def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:

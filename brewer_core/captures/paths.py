@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -102,7 +103,10 @@ class PathFeature:
         try:
             if isinstance(found, _Arguments):
                 return found.at(int(part)) if numbered else found[part]
-            return found[int(part)] if numbered else found[part]
+            fields = _fields(found)
+            if part in fields:
+                return fields[part]
+            return _parts_of(found)[int(part) if numbered else part]
         except (KeyError, IndexError, TypeError) as error:
             raise PathError(
                 f"the {self.owner}'s module {path!r} {verb} {_shown(found)}, which has no part [{part}].", self.name
@@ -145,15 +149,34 @@ def _arguments(module: nn.Module, noted: tuple[tuple[Any, ...], Mapping[str, Any
     return _Arguments({name: given[name] for name in order})
 
 
+def _parts_of(found: Any) -> Any:
+    """What has parts itself. Raises TypeError for a tensor, whose parts are rows of the batch."""
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        raise TypeError("a tensor has no parts")
+    return found
+
+
+def _fields(found: Any) -> Mapping[str, Any]:
+    """The fields of a named tuple or a dataclass that is no mapping, by name."""
+    if isinstance(found, tuple) and hasattr(found, "_fields"):
+        return dict(zip(found._fields, found, strict=True))
+    if dataclasses.is_dataclass(found) and not isinstance(found, (type, Mapping)):
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return {}
+
+
 def _first_key(found: Any) -> Any:
-    return next(iter(found), 0) if isinstance(found, Mapping) else 0
+    return next(iter(found if isinstance(found, Mapping) else _fields(found)), 0)
 
 
 def _shown(found: Any) -> str:
     if isinstance(found, _Arguments):
         return f"{', '.join(found) or 'nothing'}"
-    if isinstance(found, Mapping):
-        return f"a {type(found).__name__} with {', '.join(map(str, found))}"
+    if isinstance(found, Mapping) or _fields(found):
+        named = found if isinstance(found, Mapping) else _fields(found)
+        return f"a {type(found).__name__} with {', '.join(map(str, named))}"
     if isinstance(found, (list, tuple)):
         return f"a {type(found).__name__} of {len(found)}"
     return f"a {type(found).__name__}"
