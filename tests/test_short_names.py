@@ -471,6 +471,23 @@ def test_two_berts_as_encoder_and_decoder_have_names_for_both() -> None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_of_a_model_that_sees_too_they_are_those_of_its_texts() -> None:
+    sees = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.Gemma3Config(
+        text_config={**FAMILIES["gemma3"][2], "vocab_size": WORDS},
+        vision_config={**sees, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=58,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    found = captured(model, batch())
+    model.set_attn_implementation("eager")
+    outputs = model(**batch(), output_hidden_states=True, output_attentions=True)
+    for name, layers in {"hidden": outputs.hidden_states, "attention": outputs.attentions}.items():
+        for ours, theirs in zip(found[name], layers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_the_last_hidden_state_is_after_a_norm_of_the_body_around_the_layers() -> None:
     config = transformers.RobertaPreLayerNormConfig(vocab_size=WORDS, **FAMILIES["roberta"][2])
     model = transformers.RobertaPreLayerNormForSequenceClassification(config).eval()

@@ -70,6 +70,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if root is None:
         return Anatomy(reason="they are known of models of transformers alone")
     settings = _settings(root)
+    root = _of_texts(root)
     stacks = _stacks(root)
     if root.config.model_type in _OTHER_AXES:
         return Anatomy(reason="its layers hold states in another form than rows, tokens, width", settings=settings)
@@ -122,6 +123,15 @@ def _root(model: nn.Module) -> Any:
         else:
             left += module.children()
     return found[0] if len(found) == 1 else None
+
+
+def _of_texts(root: Any) -> Any:
+    """The model of texts inside one that sees or hears too, as Gemma 3 does from 4B on; else the model itself."""
+    from transformers import PreTrainedModel
+
+    kind = getattr(getattr(root.config, "text_config", None), "model_type", None)
+    inside = (module for module in root.modules() if isinstance(module, PreTrainedModel))
+    return next((module for module in inside if kind is not None and module.config.model_type == kind), root)
 
 
 def _settings(root: nn.Module) -> tuple[Any, ...]:
