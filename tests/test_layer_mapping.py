@@ -42,7 +42,8 @@ def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
 
 def info(name: str, layers: int, width: int = 8, heads_of: int = 6) -> ModelInfo:
     """A model whose hidden states begin with the embeddings."""
-    return ModelInfo(name, {"hidden": (width,) * (layers + 1), "attention": (heads_of,) * layers, "pooled": (width,)})
+    widths = {"hidden": (width,) * (layers + 1), "attention": (heads_of,) * layers, "pooled": (width,)}
+    return ModelInfo(name, widths, maps=frozenset({"attention"}))
 
 
 def objective(
@@ -168,6 +169,20 @@ def test_no_projection_is_generated_for_a_loss_that_takes_other_widths() -> None
         {**HIDDEN, "loss": "similarities"}, info("student", 2, width=8), info("teacher", 4, width=12), registry
     )
     assert [match.projection for match in made.matches.values()] == [None] * 3
+
+
+def test_maps_of_tokens_are_as_wide_as_their_batch_and_get_no_projection() -> None:
+    texts = {
+        name: Features.of({"scores": [torch.rand(2, 2, length, length)] * 2}) for name, length in [("s", 5), ("t", 9)]
+    }
+    student, teacher = (ModelInfo.of(name, features) for name, features in texts.items())
+    match = {"layers": "last", "feature": "scores", "loss": "attention_mse", "weight": 1}
+    assert [term.projection for term in objective(match, student, teacher).matches.values()] == [None, None]
+    told = message(ConfigError, lambda: objective({**match, "proj": "linear"}, student, teacher))
+    assert told == (
+        "DistillationConfig: intermediate_matches[0].proj: 'scores' are maps from tokens to tokens, as wide as the batch is long; leave it "
+        "out, and take a loss that compares maps"
+    )
 
 
 def test_a_projection_that_is_given_is_made_for_each_pair() -> None:
