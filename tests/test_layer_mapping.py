@@ -230,6 +230,12 @@ def test_trying_a_loss_leaves_the_draws_of_projections_as_they_are() -> None:
             "layers[0].layer_T: the teacher has 5 layers of 'hidden', 0 to 4; there is no 7",
         ),
         (
+            {"feature": "pooled"},
+            info("student", 2),
+            info("teacher", 4),
+            "layers: 'pooled' has no layers to map; leave layers out, or name a feature that has some",
+        ),
+        (
             {"loss": "hiden_mse"},
             info("student", 2),
             info("teacher", 4),
@@ -266,14 +272,18 @@ def test_teachers_of_several_depths_have_no_map_in_common() -> None:
         ({**HIDDEN, "layers": []}, "such as [[3, 1], [6, 2]], not []"),
         ({**HIDDEN, "layers": [[1, 2, 3]]}, "such as [[3, 1], [6, 2]], not [[1, 2, 3]]"),
         ({**HIDDEN, "layers": [[1, True]]}, "such as [[3, 1], [6, 2]], not [[1, true]]"),
-        ({**HIDDEN, "layer_T": 1}, "layers stand in place of layer_T and layer_S; give one or the other"),
+        (
+            {**HIDDEN, "layer_T": 1},
+            "intermediate_matches[0].layers: they stand in place of layer_T and layer_S; give one or the other",
+        ),
         (
             {**HIDDEN, "feature": "hidden[1]"},
-            "layers map those of a feature such as `hidden`, and feature names a layer itself; leave layers out",
+            "intermediate_matches[0].layers: they map those of a feature such as `hidden`, and feature names a layer itself; leave "
+            "layers out",
         ),
         (
             {**HIDDEN, "feature": None, "feature_T": "hidden", "feature_S": "encoder.layer.1"},
-            "layers map those of a feature such as `hidden`, and feature_S names a module; leave layers out",
+            "intermediate_matches[0].layers: they map those of a feature such as `hidden`, and feature_S names a module; leave layers out",
         ),
     ],
 )
@@ -372,6 +382,12 @@ def test_padding_takes_no_part_in_the_search() -> None:
             Features.of({"logits": torch.rand(2, 3)}),
             layers_of(*[torch.rand(2, 5, 4)] * 2),
             "the student has no layers of 'hidden' to compare; it has logits",
+        ),
+        (
+            {"feature": "pooled"},
+            Features.of({"pooled": torch.rand(2, 4)}),
+            Features.of({"pooled": torch.rand(2, 4)}),
+            "'pooled' has no layers to map; leave layers out, or name a feature that has some",
         ),
         (
             {"teacher": "u"},

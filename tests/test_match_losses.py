@@ -379,6 +379,29 @@ def test_what_is_not_attention_is_refused(loss: Loss) -> None:
     assert text == "the student's attention is (2, 5); it must be [B, H, L, L] or [B, L, L]."
 
 
+@pytest.mark.parametrize("loss", OF_ATTENTION)
+def test_states_are_refused_by_losses_of_attention_where_there_is_a_mask(loss: Loss) -> None:
+    text = text_of(loss, torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), torch.ones(2, 5))
+    assert text == "the attention is (2, 5, 4); it must be of tokens to the same tokens, [B, H, L, L]."
+
+
+@pytest.mark.parametrize("loss", [hidden_mse, cos])
+def test_attention_is_refused_by_losses_of_states_where_there_is_a_mask(loss: Loss) -> None:
+    text = text_of(loss, torch.zeros(2, 2, 5, 5), torch.zeros(2, 2, 5, 5), torch.ones(2, 5))
+    assert text == (
+        "the states are (2, 2, 5, 5) and the mask of their tokens (2, 5); this loss compares states of tokens, [B, L, D]."
+    )
+
+
+@pytest.mark.parametrize("second", [(2, 6, 4), (2, 4)])
+def test_fsp_refuses_a_pair_of_other_tokens(second: tuple[int, ...]) -> None:
+    pair = [torch.zeros(2, 5, 4)] * 2
+    expected = (
+        f"the teacher's two layers are (2, 5, 4) and {second}; they must be [B, L, D] of the same rows and tokens."
+    )
+    assert text_of(fsp, pair, [torch.zeros(2, 5, 4), torch.zeros(second)]) == expected
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (3, 5, 1), (5,)])
 @EVERY
 def test_a_mask_of_other_rows_or_tokens_is_refused(loss: Loss, shape: tuple[int, ...]) -> None:

@@ -151,7 +151,7 @@ class MatchTerm(nn.Module):
                 )
             if found[layer] is None:
                 raise AdaptorError(
-                    f"{self.path}: the {owner}'s adaptor returns None as layer {layer} of {source.feature!r}."
+                    f"{self.path}: the {owner} has no tensor as layer {layer} of {source.feature!r}, but None; name a layer that has one."
                 )
         return tuple(found[layer] for layer in layers) if isinstance(layers, tuple) else found[layers]
 

@@ -145,6 +145,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
     if mask is None:
         student, teacher = (torch.where(a <= PADDING_SCORE, 0, a) for a in (student, teacher))
         return F.mse_loss(student, teacher)
+    check_square(student)
     valid = valid_tokens(mask, student)
     pairs = queries_of(valid, student) & keys_of(valid, student)
     student, teacher = (torch.where(pairs, a, 0) for a in (student, teacher))
@@ -158,6 +159,7 @@ def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normal
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)
         return -_expectation(p, log_q).mean()
+    check_square(student)
     valid = valid_tokens(mask, student)
     queries, keys = queries_of(valid, student), keys_of(valid, student)
     # before the softmax: its gradient is NaN where a padding query sees no key at all

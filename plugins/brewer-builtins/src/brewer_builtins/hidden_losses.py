@@ -81,11 +81,16 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     student, teacher: pairs of [B, L, D1] and [B, L, D2]. The product is the mean over a row's valid tokens, [B, D1, D2],
     and the loss the mean over rows and D1 times D2; a row without valid tokens adds 0.
     Returns a scalar, at least 0.
-    Raises ShapeError for single layers, and where a width differs: give the match a projection.
+    Raises ShapeError for single layers or layers of other tokens, and where a width differs: give the match a projection.
     Cost: O(B L D1 D2).
     Source: a variant of Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR, eq. 1 and 2, with tokens for places.
     """
     check_pairs(student, teacher)
+    for side, (first, second) in (("student", student), ("teacher", teacher)):
+        if first.dim() != 3 or first.shape[:-1] != second.shape[:-1]:
+            raise ShapeError(
+                f"the {side}'s two layers are {shown(first)} and {shown(second)}; they must be [B, L, D] of the same rows and tokens."
+            )
     for own, taught in zip(student, teacher, strict=True):
         check_width(own, taught)
     return F.mse_loss(_flow(student, mask), _flow(teacher, mask).detach())
