@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,21 @@ from brewer_core.config import parse_run_config
 from brewer_core.errors import RequestError
 from brewer_core.plugins import build_registry
 from brewer_core.run.columns import Columns, columns_of
-from brewer_core.run.recipes import Teacher, filled, recipe, recipe_names
+from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe, recipe_names
 from runs import brewer, labelled, read, write_csv
 
-pytest.importorskip("transformers", reason="runs need the extra hf")
+transformers = pytest.importorskip("transformers", reason="runs need the extra hf")
+tokenizers = pytest.importorskip("tokenizers", reason="runs need the extra hf")
 pytest.importorskip("pyarrow", reason="runs need the extra hf")
 
-TINY = {
-    "text_classification": {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 4},
-    "causal_lm": {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 4},
-}
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 4}
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture
@@ -52,17 +60,31 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err.removeprefix("brewer: error: ").rstrip("\n")
 
 
-def quick(config: Path, kind: str) -> list[str]:
-    """Settings for a run of two steps a stage, of models as small as can be."""
-    stages = read(config)["stages"]
+def quick(config: Path, steps: int = 2) -> list[str]:
+    """Settings for a run of two steps a stage, of a teacher as small as can be where the run has one of its own."""
+    document = read(config)
     per_stage = [
         f"stages.{i}.training.{setting}"
-        for i in range(len(stages))
-        for setting in ("epochs=null", "steps=2", "batch_size=4")
+        for i in range(len(document["stages"]))
+        for setting in ("epochs=null", f"steps={steps}", "batch_size=4")
     ]
-    sizes = [f"models.teacher.config.{name}={value}" for name, value in TINY[kind].items()]
-    own = ["models.student.keep_layers=[0, 2]", "tokenizer.vocab_size=290", "cache=off", *sizes, *per_stage]
+    sizes = ["tokenizer.vocab_size=290"] if "config" in document["models"]["teacher"] else []
+    own = ["cache=off", *sizes, *per_stage]
     return [argument for setting in own for argument in ("--set", setting)]
+
+
+def smaller(name: str) -> Recipe:
+    """A recipe whose own teacher is tiny."""
+    made = recipe(name)
+    document = copy.deepcopy(dict(made.config))
+    document["models"]["teacher"]["config"].update(TINY)
+    return replace(made, config=document)
+
+
+def written(folder: Path, document: Mapping[str, Any]) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return file
 
 
 # Recipes
@@ -71,38 +93,161 @@ def quick(config: Path, kind: str) -> list[str]:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_a_config_as_it_stands(name: str) -> None:
     made = recipe(name)
-    config = parse_run_config(filled(made, None, None), name, build_registry())
+    config = parse_run_config(made.config, name, build_registry())
     assert config.kind.kind == made.task
     assert made.notes
     assert "arXiv:" in made.source
-    depth = config.models["teacher"].options["config"]["num_hidden_layers"]
-    assert list(config.models["student"].options["keep_layers"]) == made.kept_layers(depth)
+    assert made.teachers in ("any", "encoders", "decoders")
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_runs_on_ones_own_data(films: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    init(capsys, "--recipe", name, "--data", "train.csv")
-    kind = recipe(name).task
-    assert brewer("run", films / "config.json", "-o", films / "out", *quick(films / "config.json", kind)) == 0
+def test_what_a_recipe_has_for_its_own_teacher_is_what_fits_it(name: str) -> None:
+    document = filled(recipe(name), None, None)
+    own = recipe(name).config
+    assert document["models"] == own["models"]
+    for stage, expected in zip(document["stages"], own["stages"], strict=True):
+        assert stage.get("distillation") == expected.get("distillation")
+        assert stage.get("strategy") == expected.get("strategy")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs_on_ones_own_data(films: Path, name: str) -> None:
+    labels = None if recipe(name).task == "causal_lm" else "label"
+    source = {"name": "csv", "path": {"train": "train.csv", "eval": "test.csv"}}
+    config = written(films, filled(smaller(name), OwnData(source, Columns("text", labels)), None))
+    assert brewer("run", config, "-o", films / "out", *quick(config)) == 0
     summary = read(films / "out/summary.json")
     assert summary["rows"] == 10
     assert set(summary["baselines"]) == {"labels_only"}
+    assert summary["student"]["origin"].startswith("cut out of its teacher: ")
+    assert summary["student"]["parameters"] < summary["teacher"]["parameters"]
 
 
-def test_the_layers_that_a_student_keeps_follow_from_the_teachers_depth() -> None:
-    of_second, of_first = recipe("distilbert"), recipe("pkd")
-    assert of_second.kept_layers(12) == [0, 2, 4, 6, 8, 10]
-    assert of_second.kept_layers(5) == [0, 2, 4]
-    assert of_first.kept_layers(12) == [0, 1, 2, 3, 4, 5]
-    assert of_first.kept_layers(2) == [0, 1]
-
-
-def test_the_settings_of_distilbert_are_the_papers() -> None:
-    stage = recipe("distilbert").config["stages"][1]["distillation"]
-    assert (stage["temperature"], stage["kd_loss_weight"], stage["hard_label_weight"]) == (2, 5, 2)
-    assert stage["intermediate_matches"] == [
-        {"feature": "hidden", "layer_T": -1, "layer_S": -1, "loss": "cos", "weight": 1}
+def distillations(name: str) -> list[dict[str, Any]]:
+    """What each distil stage of a recipe minimises, with its strategy where it has one of its own."""
+    stages = [stage for stage in recipe(name).config["stages"] if stage["kind"] == "distill"]
+    return [
+        {**stage["distillation"], **({"strategy": stage["strategy"]} if "strategy" in stage else {})}
+        for stage in stages
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("kd", [{"temperature": 2, "kd_loss_type": "kl", "kd_loss_weight": 1, "hard_label_weight": 0.5}]),
+        ("kd-lm", [{"temperature": 1, "kd_loss_type": "kl", "kd_loss_weight": 0.5, "hard_label_weight": 0.5}]),
+        (
+            "distilbert",
+            [
+                {
+                    "temperature": 2,
+                    "kd_loss_type": "kl",
+                    "kd_loss_weight": 5,
+                    "hard_label_weight": 2,
+                    "intermediate_matches": [
+                        {"feature": "hidden", "layer_T": -1, "layer_S": -1, "loss": "cos", "weight": 1}
+                    ],
+                }
+            ],
+        ),
+        (
+            "tinybert",
+            [
+                {
+                    "kd_loss_weight": 0,
+                    "hard_label_weight": 0,
+                    "intermediate_matches": [
+                        {"feature": "embeddings", "loss": "embedding_mse", "weight": 1, "proj": "linear"},
+                        {"feature": "scores", "layers": "uniform", "loss": "tinybert_attention", "weight": 1},
+                        {
+                            "feature": "hidden",
+                            "layers": "skip",
+                            "loss": "hidden_mse",
+                            "weight": 1,
+                            "proj": "linear",
+                        },
+                    ],
+                },
+                {"temperature": 1, "kd_loss_type": "ce", "kd_loss_weight": 1, "hard_label_weight": 0},
+            ],
+        ),
+        (
+            "minilm",
+            [
+                {
+                    "kd_loss_weight": 0,
+                    "hard_label_weight": 0,
+                    "intermediate_matches": [
+                        {
+                            "feature": ["scores", "value"],
+                            "layer_T": -1,
+                            "layer_S": -1,
+                            "loss": {"name": "minilm", "normalized": False},
+                            "weight": 1,
+                        }
+                    ],
+                },
+                {"temperature": 2, "kd_loss_type": "kl", "kd_loss_weight": 1, "hard_label_weight": 0.5},
+            ],
+        ),
+        (
+            "minilmv2",
+            [
+                {
+                    "kd_loss_weight": 0,
+                    "hard_label_weight": 0,
+                    "intermediate_matches": [
+                        {
+                            "feature": ["query", "key", "value"],
+                            "layer_T": -1,
+                            "layer_S": -1,
+                            "loss": {"name": "minilmv2", "relation_heads": 8},
+                            "weight": 1,
+                        }
+                    ],
+                },
+                {"temperature": 2, "kd_loss_type": "kl", "kd_loss_weight": 1, "hard_label_weight": 0.5},
+            ],
+        ),
+        (
+            "pkd",
+            [
+                {
+                    "temperature": 10,
+                    "kd_loss_type": "kl",
+                    "kd_loss_weight": 0.5,
+                    "hard_label_weight": 0.5,
+                    "strategy": {"name": "pkd", "pattern": "skip", "weight": 0.781},
+                }
+            ],
+        ),
+        (
+            "distillm",
+            [
+                {
+                    "temperature": 1,
+                    "kd_loss_type": {"name": "skew_kl", "alpha": 0.1},
+                    "kd_loss_weight": 1,
+                    "hard_label_weight": 0,
+                }
+            ],
+        ),
+        (
+            "gkd",
+            [
+                {
+                    "temperature": 1,
+                    "kd_loss_type": {"name": "jsd", "beta": 0.5},
+                    "kd_loss_weight": 1,
+                    "hard_label_weight": 0,
+                }
+            ],
+        ),
+    ],
+)
+def test_the_settings_of_a_recipe_are_the_papers(name: str, expected: list[dict[str, Any]]) -> None:
+    assert distillations(name) == expected
 
 
 # Data
@@ -115,7 +260,7 @@ def test_a_config_is_written_and_told_of(films: Path, capsys: pytest.CaptureFixt
         "  data     train.csv, evaluated on test.csv",
         "  columns  texts in text, labels in label (2 of them)",
         "  teacher  a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher",
-        "  student  layers 0, 2 of the teacher",
+        "  student  2 of the teacher's 4 layers, evenly spaced from the first on, as wide",
     ]
     assert out.splitlines()[-4:] == [
         "Next:",
@@ -207,19 +352,48 @@ def test_columns_that_are_named_are_taken() -> None:
 # Teachers
 
 
-def test_a_teacher_in_a_folder_gives_its_tokenizer_and_its_depth(
+def model_in(folder: Path, model: Any) -> None:
+    """A model that knows no classes, with a tokenizer of words."""
+    known = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "the", "good", "bad", "film"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, "[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def bert_in(folder: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    model_in(folder, transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)))
+
+
+def llama_in(folder: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    model_in(folder, transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, **sizes)))
+
+
+def test_a_teacher_in_a_folder_gives_its_tokenizer_and_its_sizes(
     films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    init(capsys, "--data", "train.csv")
+    bert_in(films / "bert")
+    out = init(capsys, "--data", "train.csv", "--teacher", "bert", "--recipe", "minilm")
+    assert "  teacher  the one in bert\n" in out
+    assert "  student  2 of the teacher's 4 layers, evenly spaced up to the last, 4 of 8 wide, 2 heads of 2\n" in out
+    config = read(films / "config.json")
+    assert config["tokenizer"]["from"] == "teacher"
+    assert [stage["training"]["epochs"] for stage in config["stages"]] == [3, 10, 4]
+    assert brewer("run", films / "config.json", "--dry-run") == 0
+
+
+def test_a_teacher_that_knows_the_classes_is_not_trained(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bert_in(films / "bert")
+    init(capsys, "--data", "train.csv", "--teacher", "bert")
     config = films / "config.json"
-    assert brewer("run", config, "-o", films / "first", *quick(config, "text_classification")) == 0
+    assert brewer("run", config, "-o", films / "first", *quick(config)) == 0
     capsys.readouterr()
     out = init(capsys, "--data", "train.csv", "--teacher", "first/stages/teacher/model", "-o", "again.json")
-    assert "  teacher  the one in first/stages/teacher/model\n" in out
-    assert "  student  layers 0, 2 of the teacher\n" in out
     assert "  stages   the teacher knows the classes p, n, and is not trained\n" in out
     again = read(films / "again.json")
-    assert again["tokenizer"]["from"] == "teacher"
     assert again["task"]["labels"] == ["n", "p"]
     assert [stage["name"] for stage in again["stages"]] == ["distil"]
     assert again["stages"][0]["training"]["optimizer"]["learning_rate"] == 5e-5
@@ -230,14 +404,60 @@ def test_a_teacher_of_other_classes_is_trained_on_them() -> None:
     taught = Teacher({"name": "hf", "path": "x"}, {"id2label": {"0": "a", "1": "b"}, "n_layer": 4})
     document = filled(recipe("kd"), None, taught, ["a", "c"])
     assert [stage["name"] for stage in document["stages"]] == ["teacher", "distil"]
-    assert document["models"]["student"]["keep_layers"] == [0, 2]
     assert filled(recipe("kd"), None, taught, ["b", "a"])["task"]["labels"] == ["a", "b"]
 
 
 def test_a_teacher_that_is_not_here_is_one_of_the_hub(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = init(capsys, "--data", "train.csv", "--teacher", "org/model-12")
     assert "  teacher  org/model-12 on the Hugging Face hub, as there is no such folder here\n" in out
-    assert "  student  layers 0, 2, 4, 6, 8, 10 of the teacher, if the teacher has 12; change them if not\n" in out
+    assert "  student  half of the teacher's layers, evenly spaced from the first on, and as wide; " in out
+
+
+def test_a_decoder_classifies_too(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llama_in(films / "llama")
+    init(capsys, "--data", "train.csv", "--recipe", "kd", "--teacher", "llama")
+    config = films / "config.json"
+    assert brewer("run", config, "-o", films / "out", *quick(config)) == 0
+    assert read(films / "out/student/config.json")["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if recipe(name).teachers == "encoders"])
+def test_a_decoder_is_refused_where_a_recipe_is_for_encoders(
+    films: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama_in(films / "llama")
+    assert refusal(capsys, "--data", "train.csv", "--recipe", name, "--teacher", "llama") == (
+        f"--teacher llama: is a decoder (llama), and the recipe {name} is for encoders such as BERT; take the recipe kd for classes, or "
+        "one of language models: distillm, gkd, kd-lm."
+    )
+    assert not (films / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if recipe(name).teachers == "decoders"])
+def test_an_encoder_is_refused_where_a_recipe_is_for_language_models(
+    films: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bert_in(films / "bert")
+    assert refusal(capsys, "--data", "train.csv", "--recipe", name, "--teacher", "bert") == (
+        f"--teacher bert: is an encoder (bert), which sees the tokens that it would have to predict, and the recipe {name} is for decoders "
+        "such as GPT-2 or Llama; take one of classes: bert-emd, distilbert, kd, minilm, minilmv2, pkd, tinybert."
+    )
+    assert not (films / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "decoder"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, True),
+        ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, True),
+        ({"model_type": "bert", "is_decoder": True}, True),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, False),
+        ({"model_type": "albert", "architectures": ["AlbertModel"]}, None),
+        ({}, None),
+    ],
+)
+def test_decoders_are_known_by_their_config(settings: dict[str, Any], decoder: bool | None) -> None:
+    assert Teacher({}, settings).reads_left_to_right is decoder
 
 
 # What is refused
@@ -248,7 +468,8 @@ def test_a_teacher_that_is_not_here_is_one_of_the_hub(films: Path, capsys: pytes
     [
         (
             ["--recipe", "distilbret"],
-            f"--recipe distilbret: there is no such recipe; did you mean 'distilbert'? Known: {', '.join(recipe_names())}",
+            f"--recipe distilbret: there is no such recipe; did you mean 'distilbert' or 'distillm'? Known: "
+            f"{', '.join(recipe_names())}",
         ),
         (["--recipe", "zzz"], f"--recipe zzz: there is no such recipe; known: {', '.join(recipe_names())}"),
         (["--data", "trian.csv"], "--data trian.csv: there is no such file."),

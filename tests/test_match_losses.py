@@ -57,6 +57,17 @@ def padded_with(loss: Loss, tensors: Sequence[Tensor], value: float, mask: Tenso
     return [t.detach().masked_fill(~valid, value).requires_grad_(t.requires_grad) for t in tensors]
 
 
+@EVERY
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_features_of_16_bits_are_compared_in_float32(loss: Loss, mask: Tensor | None, dtype: torch.dtype) -> None:
+    student, teacher = ([each.detach().to(dtype) for each in side] for side in features(loss))
+    low = call(loss, student, teacher, mask)
+    exact = call(loss, [each.double() for each in student], [each.double() for each in teacher], mask)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), exact, rtol=1e-5, atol=0)
+
+
 # values
 
 

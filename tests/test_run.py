@@ -349,6 +349,17 @@ def test_the_baseline_of_a_student_trained_before_starts_from_there(run):
     assert_same(weights_in(folder / "student"), first, atol=1e-9)
 
 
+def test_the_baseline_of_a_student_distilled_twice_starts_before_both_and_takes_the_steps_of_both(run):
+    still = distill(training=training(optimizer=STILL))
+    _, once = run(document(stages=[supervised(), still]), "once")
+    stages = [supervised(), distill(name="first", training=training(steps=2)), still]
+    summary, twice = run(document(stages=stages, baselines=["labels_only"]), "twice")
+    baseline, drawn = weights_in(twice / "baselines/labels_only/model"), weights_in(once / "student")
+    assert_same(baseline, drawn, atol=1e-9)
+    assert any((weight - drawn[name]).abs().max() > 1e-4 for name, weight in weights_in(twice / "student").items())
+    assert summary["steps"] == summary["student"]["steps"] == summary["baselines"]["labels_only"]["steps"] == 2 + 3
+
+
 def test_a_baseline_of_an_epoch_takes_the_steps_of_the_distillation(run):
     config = only_distill(training=training(steps=None, epochs=1))  # 16 labelled and 12 unlabelled rows
     summary, _ = run({**config, "baselines": ["labels_only"]})

@@ -77,7 +77,7 @@ def init(
         _list()
         return
     from brewer_core.config import parse_run_config
-    from brewer_core.run.recipes import filled, recipe, teacher_named
+    from brewer_core.run.recipes import check_teacher, filled, recipe, teacher_named
 
     if output.exists():
         raise OutputExistsError(f"output {output} is there already; name a new file with --output.")
@@ -87,6 +87,8 @@ def init(
     registry = active_registry([], [])
     own, chosen, classes = _own_data(registry, asked, file, evaluation, text, label, output)
     taught = teacher_named(teacher, lambda folder: _relative(folder, output)) if teacher else None
+    if taught is not None and teacher is not None:
+        check_teacher(chosen, taught, teacher)
     document = filled(chosen, own, taught, classes)
     parse_run_config(document, f"recipe {chosen.name}", registry)
     _write(output, document)
@@ -152,17 +154,19 @@ def _write(output: Path, document: Any) -> None:
 def _tell(
     output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None, classes: tuple[str, ...]
 ) -> None:
+    from brewer_core.run.fitting import TeacherSizes, told
+
     typer.echo(f"{output} holds the recipe {chosen.name}: {chosen.title}, {chosen.source}.")
     lines = [
         ("data", _data_line(document)),
         ("columns", _columns_line(own)),
         ("teacher", _teacher_line(document, taught)),
+        (
+            "student",
+            told(document, taught.sizes if taught else TeacherSizes.of(document["models"]["teacher"]["config"])),
+        ),
     ]
-    kept = document["models"]["student"].get("keep_layers")
-    if kept is not None:
-        guessed = ", if the teacher has 12; change them if not" if taught and taught.depth is None else ""
-        lines.append(("student", f"layers {', '.join(map(str, kept))} of the teacher{guessed}"))
-    if taught and len(document["stages"]) == 1:
+    if taught and all(stage.get("model") != "teacher" for stage in document["stages"]):
         lines.append(("stages", f"the teacher knows the classes {', '.join(classes)}, and is not trained"))
     for title, line in lines:
         typer.echo(f"  {title:8} {line}")
@@ -204,11 +208,9 @@ def _teacher_line(document: Any, taught: Teacher | None) -> str:
         return "a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher"
     if "distribution" in ref:
         return f"the one in the distribution {ref['distribution']}"
-    return (
-        f"the one in {ref['path']}"
-        if taught.settings
-        else f"{ref['path']} on the Hugging Face hub, as there is no such folder here"
-    )
+    if taught.hub:
+        return f"{ref['path']} on the Hugging Face hub, as there is no such folder here"
+    return f"the one in {ref['path']}"
 
 
 def _list() -> None:

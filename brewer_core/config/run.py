@@ -294,7 +294,8 @@ class RunConfig(Config):
     stages: Annotated[tuple[Annotated[SupervisedStage | DistillStage, Field(discriminator="kind")], ...], NotEmpty()]
     """What is done, in order."""
     baselines: tuple[Literal["labels_only"], ...] = ()
-    """`labels_only`: the last stage's student trained on the labels alone, for as many steps."""
+    """`labels_only`: the last stage's student as it was before any distillation, trained on the labels alone as the last stage
+    trains, for as many steps as all of its distillations have."""
     evaluation: Evaluation
     """How models are evaluated."""
     resume: Literal["never", "auto"] = "never"

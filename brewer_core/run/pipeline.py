@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,10 @@ class _Run:
         self.stop = stop
         self.resuming = resuming
         self.outcomes: dict[str, Outcome] = {}
-        self._first_weights: dict[str, Tensor] = {}  # of the latest distillation's student, for its baselines
+        self._first_weights: dict[
+            str, dict[str, Tensor]
+        ] = {}  # of each student before its first distillation, for its baselines
+        self._distilled: dict[str, Outcome] = {}  # of each student, of all of its distillations together
         self.manifest: dict[str, Any] = {}
 
     def carry_out(self, overwrite: bool = False) -> dict[str, Any]:
@@ -227,8 +230,8 @@ class _Run:
         stage, path = self.config.stages[position], f"stages[{position}]"
         name, folder = trained_model(stage), self.folder.stage(stage.name)
         model = self.assembly.model(name) if name in self.outcomes else self.assembly.fresh_model(name)
-        if isinstance(stage, DistillStage):
-            self._first_weights = weights_of(model.model) if self.config.baselines else {}
+        if isinstance(stage, DistillStage) and self.config.baselines and name not in self._first_weights:
+            self._first_weights[name] = weights_of(model.model)
         if not isinstance(stage, DistillStage) or name not in teacher_models(stage.teachers):
             self.assembly.replace_model(name, model)  # the one that was tried is not kept beside it
         outcome = self._finished(folder, model)
@@ -240,7 +243,14 @@ class _Run:
             outcome, model = self._train(lesson, folder, stage.name, name, model)
         self.assembly.replace_model(name, model)
         self.assembly.read_nothing()
-        self.outcomes[name] = outcome
+        self.outcomes[name] = self._in_all(name, outcome) if isinstance(stage, DistillStage) else outcome
+
+    def _in_all(self, name: str, outcome: Outcome) -> Outcome:
+        """How a distillation went, with the steps and seconds of the student's earlier ones."""
+        before = self._distilled.get(name, Outcome(0, 0.0))
+        told = replace(outcome, steps=before.steps + outcome.steps, seconds=before.seconds + outcome.seconds)
+        self._distilled[name] = told
+        return told
 
     def _distillation(self, stage: DistillStage, path: str, model: LoadedModel) -> Lesson:
         """The lesson of a distillation; layers that it searched are kept, for a stage that goes on must have the same."""
@@ -289,10 +299,9 @@ class _Run:
         figures: dict[str, Any] = {}
         for name in self.config.baselines:
             model = self.assembly.fresh_model(last.student)
-            model.model.load_state_dict(self._first_weights)
+            model.model.load_state_dict(self._first_weights[last.student])
             tracking, folder = f"{names.BASELINES}/{name}", self.folder.baseline(name)
-            steps = self.outcomes[last.student].steps
-            lesson = supervised_lesson(self.assembly, last, path, model, tracking, steps)
+            lesson = supervised_lesson(self.assembly, last, path, model, tracking, self.outcomes[last.student].steps)
             outcome = self._finished(folder, model)
             if outcome is None:
                 outcome, model = self._train(lesson, folder, tracking, last.student, model)

@@ -1,7 +1,7 @@
 """Recipes: methods with their papers' settings, as run configs that `brewer init` fills in for one's own data and teacher.
 
 Each is a JSON file in `configs/recipes`, whose `config` is a whole run config: of the complaints that ship with brewer, and of a small
-teacher that is trained on them.
+teacher that is trained on them. The student is cut out of whatever teacher there is; `fitting` has its sizes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from typing import Any
 from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
 from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.run.columns import Columns
+from brewer_core.run.fitting import DECODERS, ENCODERS, ROTARY_ENCODERS, Share, TeacherSizes, fit
 
 DEFAULT = {TEXT_CLASSIFICATION: "kd", CAUSAL_LM: "kd-lm"}
 """The recipe of each kind of task where none is named."""
-DATA, TEACHER, STUDENT = "own", "teacher", "student"
-"""What recipes call their data and their models."""
+DATA, TEACHER = "own", "teacher"
+"""What recipes call their data and their teacher."""
 
 FROM_SCRATCH_RATE, FROM_SCRATCH_EPOCHS = 1e-3, 10
 """How stages train where no weights are pretrained."""
 
-_LAYERS: Mapping[str, Callable[[int], list[int]]] = {
-    "every_second": lambda depth: list(range(0, depth, 2)),
-    "first_half": lambda depth: list(range(max(2, depth // 2))),
-}
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_USUAL_DEPTH = 12
+ANY, ENCODERS_ALONE, DECODERS_ALONE = "any", "encoders", "decoders"
+"""What teachers a recipe is for."""
+_LEFT_TO_RIGHT = ("ForCausalLM", "LMHeadModel")
+"""How the class of a language model ends, as a config.json names it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Recipe:
     """A method and its settings.
 
     source: the paper. notes: which settings are the paper's, and what is done otherwise. needs: distributions beside brewer's own that it
-    takes. student_layers: how the teacher's layers are chosen that the student keeps; None where it keeps none. config: a run config.
+    takes. teachers: what teachers it is for. student: how much of its teacher the student is. config: a run config.
     """
 
     name: str
@@ -49,7 +48,8 @@ class Recipe:
     summary: str
     notes: tuple[str, ...]
     needs: tuple[str, ...]
-    student_layers: str | None
+    teachers: str
+    student: Share
     config: Mapping[str, Any]
 
     @property
@@ -57,22 +57,33 @@ class Recipe:
         """The kind of task."""
         return str((self.config.get("task") or {}).get("kind", TEXT_CLASSIFICATION))
 
-    def kept_layers(self, depth: int) -> list[int]:
-        """The layers of a teacher of this depth that the student keeps."""
-        return _LAYERS[self.student_layers](depth) if self.student_layers else []
-
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher to be filled in. ref: its model as a config has it. settings: what its config.json says; nothing where that is not here."""
+    """A teacher to be filled in.
+
+    ref: its model as a config has it. settings: what its config.json says; nothing where that is not here. hub: whether it is one of
+    the Hugging Face hub.
+    """
 
     ref: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    hub: bool = False
 
     @property
-    def depth(self) -> int | None:
-        """How many layers it has; None where that is not known."""
-        return next((int(self.settings[name]) for name in _DEPTHS if isinstance(self.settings.get(name), int)), None)
+    def sizes(self) -> TeacherSizes:
+        """Its sizes, as far as they are known."""
+        return TeacherSizes.of(self.settings)
+
+    @property
+    def reads_left_to_right(self) -> bool | None:
+        """Whether it is a decoder; None where that is not known."""
+        kind, classes = self.settings.get("model_type"), self.settings.get("architectures") or ()
+        if kind in DECODERS or self.settings.get("is_decoder") is True:
+            return True
+        if kind in (*ENCODERS, *ROTARY_ENCODERS):
+            return False
+        return True if any(str(each).endswith(_LEFT_TO_RIGHT) for each in classes) else None
 
     def answers(self, classes: Sequence[str]) -> bool:
         """Whether it was trained for classes of these names already."""
@@ -107,7 +118,8 @@ def recipe(name: str) -> Recipe:
         told["summary"],
         tuple(told["notes"]),
         tuple(told["needs"]),
-        told["student_layers"],
+        told["teachers"],
+        Share(**told["student"]),
         told["config"],
     )
 
@@ -133,7 +145,23 @@ def teacher_named(name: str, relative: Callable[[Path], str]) -> Teacher:
         return Teacher({"name": "hf", "distribution": name}, _settings(Path(str(found.locate()))))
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise RequestError(f"--teacher {name}: there is no such folder.")
-    return Teacher({"name": "hf", "path": name})
+    return Teacher({"name": "hf", "path": name}, _downloaded(name), hub=True)
+
+
+def check_teacher(chosen: Recipe, teacher: Teacher, name: str) -> None:
+    """Raises RequestError for a teacher that a recipe is not for, as far as its config.json tells."""
+    decoder, kind = teacher.reads_left_to_right, teacher.settings.get("model_type")
+    if chosen.teachers == ENCODERS_ALONE and decoder:
+        others = ", ".join(_those_for(DECODERS_ALONE))
+        raise RequestError(
+            f"--teacher {name}: is a decoder ({kind}), and the recipe {chosen.name} is for encoders such as BERT; take the recipe kd for "
+            f"classes, or one of language models: {others}."
+        )
+    if chosen.teachers == DECODERS_ALONE and decoder is False:
+        raise RequestError(
+            f"--teacher {name}: is an encoder ({kind}), which sees the tokens that it would have to predict, and the recipe {chosen.name} "
+            f"is for decoders such as GPT-2 or Llama; take one of classes: {', '.join(_those_for(ANY, ENCODERS_ALONE))}."
+        )
 
 
 def filled(
@@ -159,16 +187,9 @@ def filled(
             ordered = [names[number] for number in sorted(names, key=int)]
             document["task"] = {**document.get("task", {"kind": TEXT_CLASSIFICATION}), "labels": ordered}
             document["stages"] = [stage for stage in document["stages"] if stage.get("model") != TEACHER]
-    student = document["models"][STUDENT]
-    if "keep_layers" in student:
-        student["keep_layers"] = chosen.kept_layers(_depth(document, teacher))
+    own = TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
+    fit(document, chosen.student, own)
     return document
-
-
-def _depth(document: Mapping[str, Any], teacher: Teacher | None) -> int:
-    if teacher is not None:
-        return teacher.depth or _USUAL_DEPTH
-    return int(document["models"][TEACHER]["config"]["num_hidden_layers"])
 
 
 def _fill_in_data(document: dict[str, Any], chosen: Recipe, data: OwnData) -> None:
@@ -189,6 +210,21 @@ def _settings(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise RequestError(f"--teacher: {file} cannot be read as JSON: {error}") from error
     return settings if isinstance(settings, Mapping) else {}
+
+
+def _downloaded(name: str) -> Mapping[str, Any]:
+    """The settings of a model of the hub, where it was downloaded before; nothing is downloaded for it."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return {}
+    found = try_to_load_from_cache(name, "config.json")
+    return _settings(Path(found)) if isinstance(found, str) else {}
+
+
+def _those_for(*teachers: str) -> list[str]:
+    """The recipes for such teachers."""
+    return [name for name in recipe_names() if recipe(name).teachers in teachers]
 
 
 def _files_of(distribution: str) -> Sequence[metadata.PackagePath] | None:

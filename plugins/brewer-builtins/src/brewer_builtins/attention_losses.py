@@ -71,7 +71,7 @@ def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     stands for padding or not: give a mask where scores may be negative.
     """
     check_single(student, teacher)
-    student, teacher = (a.sum(dim=1) if a.dim() == 4 else a for a in (student, teacher))
+    student, teacher = (in_full(a).sum(dim=1) if a.dim() == 4 else a for a in (student, teacher))
     check_attention(student, teacher)
     return _squared_error(student, teacher, mask)
 
@@ -111,7 +111,7 @@ def attention_ce_mean(
     Source: TextBrewer, arXiv:2002.12620, with the same treatment of padding as `attention_ce`.
     """
     check_single(student, teacher)
-    student, teacher = (a.mean(dim=1) if a.dim() == 4 else a for a in (student, teacher))
+    student, teacher = (in_full(a).mean(dim=1) if a.dim() == 4 else a for a in (student, teacher))
     check_attention(student, teacher)
     return _cross_entropy(student, teacher, mask, normalized)
 
@@ -141,7 +141,7 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
 
 def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared difference of attention over heads and pairs of valid tokens."""
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         student, teacher = (torch.where(a <= PADDING_SCORE, 0, a) for a in (student, teacher))
         return F.mse_loss(student, teacher)
@@ -154,7 +154,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
 
 def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normalized: bool) -> Tensor:
     """Mean over heads and valid queries of the cross-entropy over valid keys."""
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)

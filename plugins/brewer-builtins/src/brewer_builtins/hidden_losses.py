@@ -39,7 +39,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 8.
     """
     check_states(student, teacher)
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         return F.mse_loss(student, teacher)
     valid = valid_tokens(mask, student)
@@ -61,7 +61,7 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108, section 3.
     """
     check_states(student, teacher)
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     valid = None if mask is None else valid_tokens(mask, student)
     if valid is not None:
         student, teacher = without_padding(student, valid), without_padding(teacher, valid)
@@ -160,7 +160,7 @@ def at(
 
 def _flow(layers: Sequence[Tensor], mask: Tensor | None) -> Tensor:
     """[B, D1, D2]: the mean over a row's valid tokens of the products of its states in two layers."""
-    first, second = layers
+    first, second = map(in_full, layers)
     if mask is None:
         return first.mT @ second / second.shape[1]
     valid = valid_tokens(mask, first)
@@ -170,7 +170,7 @@ def _flow(layers: Sequence[Tensor], mask: Tensor | None) -> Tensor:
 
 def _similarity(layers: Sequence[Tensor]) -> Tensor:
     """[B, L, L]: the products of every token's state in the first layer with every token's in the second, divided by D."""
-    first, second = layers
+    first, second = map(in_full, layers)
     return first @ second.mT / second.shape[-1]
 
 

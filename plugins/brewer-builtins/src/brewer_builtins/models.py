@@ -128,6 +128,8 @@ def _pretrained(source: Path | str, tokenizer: Any, task: Task, num_labels: int,
             output_loading_info=True,
         )
     _check_body(unreadable, source, model, report)
+    if head.pads and getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = own.pad_token_id  # a decoder answers at a row's last token, which it finds by this
     head.check(model.float(), own, str(source))
     return _loaded(model.float(), own, f"pretrained {name}", head.arguments(model))
 
