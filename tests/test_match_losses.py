@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -308,6 +309,26 @@ def test_inputs_stay_as_they_are(loss: Loss, mask: Tensor | None) -> None:
 def test_attention_without_an_axis_for_heads_is_attention_of_one_head(loss: Loss) -> None:
     (student,), (teacher,) = features(loss)
     torch.testing.assert_close(loss(student[:, 0], teacher[:, 0], MASK), loss(student[:, :1], teacher[:, :1], MASK))
+
+
+@pytest.mark.parametrize("loss", [attention_mse, attention_mse_sum])
+def test_what_a_decoder_may_not_see_counts_as_nothing_whatever_number_stands_for_it(loss: Loss) -> None:
+    g = torch.Generator().manual_seed(0)
+    scores = [torch.randn(1, 2, 3, 3, generator=g) for _ in range(2)]
+    later = torch.ones(3, 3).triu(1).bool()
+    numbers = [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, torch.finfo(torch.float16).min, -1e4]
+    expected = 0.0
+    for query, key in [(q, k) for q in range(3) for k in range(q + 1)]:
+        apart = [(scores[0] - scores[1])[0, head, query, key].item() for head in range(2)]
+        expected += sum(apart) ** 2 / 9 if loss is attention_mse_sum else sum(a**2 for a in apart) / 18
+    for first, second in itertools.product(numbers, repeat=2):
+        student, teacher = (s + torch.where(later, n, 0.0) for s, n in zip(scores, (first, second), strict=True))
+        student.requires_grad_()
+        value = loss(student, teacher, torch.ones(1, 3))
+        value.backward()
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+        assert student.grad is not None
+        assert (student.grad[..., later] == 0).all()
 
 
 # errors
