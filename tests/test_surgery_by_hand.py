@@ -242,6 +242,24 @@ def test_a_student_is_in_its_teachers_precision_and_mode():
     assert {p.dtype for p in student_from_teacher(tiny("bert").half(), layers=1).parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_student_has_the_teachers_implementation_of_attention(attention):
+    teacher = tiny("qwen2")
+    teacher.set_attn_implementation(attention)
+    student = student_from_teacher(teacher)
+    assert student.config._attn_implementation == teacher.config._attn_implementation == attention
+    assert torch.equal(logits(student, "qwen2"), logits(teacher, "qwen2"))
+
+
+@pytest.mark.parametrize(("hidden_size", "heads", "shared"), [(24, 12, 6), (22, 10, 5), (14, 6, 3), (4, 2, 1), (1, 1, 1)])
+def test_there_are_as_many_heads_as_can_share_keys_and_values(hidden_size, heads, shared):
+    sizes = {"hidden_size": 24, "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 4}
+    teacher = tiny("qwen2", **sizes)  # in proportion 11 heads would be of a width of 22, and 7 of 14
+    student = student_from_teacher(teacher, hidden_size=hidden_size, method="truncate")
+    assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (heads, shared)
+    assert logits(student, "qwen2").isfinite().all()
+
+
 def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower():
     config = transformers.AutoConfig.for_model(
         "ernie", vocab_size=40, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8
