@@ -265,7 +265,9 @@ def test_the_student_has_the_teachers_implementation_of_attention(attention):
     assert torch.equal(logits(student, "qwen2"), logits(teacher, "qwen2"))
 
 
-@pytest.mark.parametrize(("hidden_size", "heads", "shared"), [(24, 12, 6), (22, 10, 5), (14, 6, 3), (4, 2, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("hidden_size", "heads", "shared"), [(24, 12, 6), (22, 10, 5), (14, 6, 3), (4, 2, 1), (1, 1, 1)]
+)
 def test_there_are_as_many_heads_as_can_share_keys_and_values(hidden_size, heads, shared):
     sizes = {"hidden_size": 24, "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 4}
     teacher = tiny("qwen2", **sizes)  # in proportion 11 heads would be of a width of 22, and 7 of 14
@@ -319,8 +321,8 @@ WORDS = "uniform, last, first, skip, block_influence"
         (
             "bert",
             {"layers": "even"},
-            f"`layers` is 'even'; expected a number, a list of layers, one of {WORDS}, or both, as in "
-            '{"count": 4, "by": "uniform"}.',
+            f"`layers` is 'even'; expected a number of layers, a list of them, one of {WORDS}, both, as in "
+            '{"count": 4, "by": "uniform"}, or one of these for each of "encoder" and "decoder".',
         ),
         (
             "bert",

@@ -113,7 +113,9 @@ def _with_layers(config: Any, setting: str, layers: Sequence[int]) -> None:
         by_layer = getattr(config, name, None)
         if isinstance(by_layer, (list, tuple)) and len(by_layer) == count:
             setattr(config, name, [by_layer[layer] for layer in layers])
-    if hasattr(config, "attention_types"):  # what a GPT-Neo's `attention_layers` are made of again when its config is read
+    if hasattr(
+        config, "attention_types"
+    ):  # what a GPT-Neo's `attention_layers` are made of again when its config is read
         config.attention_types = [[config.attention_layers, 1]]
     setattr(config, setting, len(layers))
     if setting == "encoder_layers":  # what a BART's config also calls so

@@ -53,7 +53,8 @@ def student_from_teacher(
     active is seen on those that are left.
     sample: rows to look at, asked for `sample_rows` of them; needed by "importance", "pca" and `block_influence` alone. On a batch
     with labels the model would compute its loss, so leave them out.
-    Returns a model on the CPU, in the teacher's precision and mode, with its implementation of attention. Without any size it gives the teacher's outputs bit for bit.
+    Returns a model on the CPU, in the teacher's precision and mode, with its implementation of attention. Without any size it gives
+    the teacher's outputs bit for bit.
     Raises RequestError where sizes do not fit, nothing is known of the model's family, or a sample is missing.
     """
     student = cut_out(
