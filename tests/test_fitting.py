@@ -100,6 +100,13 @@ def test_heads_that_rotary_positions_are_bound_to_stay_whole() -> None:
     assert student("minilmv2", MODERN) == narrower
 
 
+def test_a_student_is_not_as_wide_as_embeddings_that_its_teacher_projects() -> None:
+    electra = {**BASE, "model_type": "electra", "hidden_size": 256, "num_attention_heads": 4, "embedding_size": 128}
+    assert student("minilm", electra)["hidden_size"] == 4 * 36
+    assert match("minilmv2", electra)["loss"]["relation_heads"] == 16
+    assert student("minilm", {**electra, "embedding_size": 256})["hidden_size"] == 4 * 32
+
+
 def test_a_teacher_whose_width_nobody_knows_how_to_change_gives_layers_alone() -> None:
     assert student("minilm", {**BASE, "model_type": "albert"}) == {"layers": {"count": 6, "by": "uniform"}}
     assert student("minilm", {**BASE, "num_attention_heads": 7}) == {"layers": {"count": 6, "by": "uniform"}}
