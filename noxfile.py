@@ -135,6 +135,13 @@ def install_(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Compare losses with those of other public libraries."""
+    install(session, ".[hf]", *group("peers"))
+    session.run("pytest", "tests/test_peers.py", *session.posargs, env=QUIET)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the quickstart: `nox -s demo -- --output /tmp/demo`."""
     install(session, ".[quickstart]")

@@ -40,7 +40,8 @@ class FeatureName:
             return cls(name, layers)  # whatever an adaptor calls its own
         if matched is None:
             raise ValueError(
-                f"expected a name such as `hidden`, `query[11]` or the path of a module such as `encoder.layer.3`, not {name!r}"
+                f"expected a name such as `hidden`, `query[11]` or the path of a module such as `encoder.layer.3`, not {name!r}; a "
+                f"path without a dot begins with {PREFIX!r}"
             )
         if matched["layers"] is None:
             return cls(name, layers)
@@ -59,8 +60,8 @@ class ModulePath:
 
 
 def is_path(name: str, layers: int | tuple[int, ...] | None = None) -> bool:
-    """Whether a name is the path of a module."""
-    return name.startswith(PREFIX) or ("." in name and layers is None)
+    """Whether a name is the path of a module: one with a dot before any brackets."""
+    return name.startswith(PREFIX) or ("." in name.partition("[")[0] and layers is None)
 
 
 def parse_path(name: str) -> ModulePath:

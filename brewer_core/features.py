@@ -63,6 +63,9 @@ _GUESSED_AXES: Mapping[int, str] = MappingProxyType({0: "", 1: "B", 2: "B D", 3:
 IN_LAYERS = tuple(name for name in SHORT_NAMES if not name.endswith(("embeddings", "pooled")))
 """The known features that have a tensor for each layer."""
 
+WITHOUT_LAYERS = frozenset({"logits", *SHORT_NAMES} - {*IN_LAYERS})
+"""The known features that have a single tensor."""
+
 ATTENTION = frozenset(name for name in SHORT_NAMES if name.endswith(("attention", "scores")))
 """The features that a model holds only where its attention is computed as a whole."""
 

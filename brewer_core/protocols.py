@@ -74,7 +74,8 @@ class LoadedModel:
 class ModelInfo:
     """What is known of a model before training.
 
-    widths: by feature, the width (last axis) of each of its layers, as far as they are known.
+    widths: by feature, the width (last axis) of each of its layers, as far as they are known. maps: the features whose last axis is a
+    length, as that of attention is; it is another one with every batch, so they have no width to be counted on.
     weight: a teacher's weight among several. tasks: those that a teacher teaches; all where there are none.
     absent: of features that are read of it and that it does not have, why.
     """
@@ -84,6 +85,7 @@ class ModelInfo:
     weight: float = 1.0
     tasks: tuple[str, ...] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
+    maps: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, name: str, features: Features, weight: float = 1.0, tasks: Sequence[str] = ()) -> ModelInfo:
@@ -92,14 +94,17 @@ class ModelInfo:
             key: tensors for key, tensors in features.items() if all(t is not None and t.dim() > 0 for t in tensors)
         }
         widths = {key: tuple(int(t.shape[-1]) for t in tensors) for key, tensors in shaped.items()}
-        return cls(name, widths, weight, tuple(tasks), features.absent)
+        maps = frozenset(key for key in shaped if features.axes(key).endswith(("L", "M")))
+        return cls(name, widths, weight, tuple(tasks), features.absent, maps)
 
     def teaches(self, task: str) -> bool:
         """Whether this teacher is asked for a task."""
         return not self.tasks or task in self.tasks
 
     def width(self, feature: str, layer: int | tuple[int, ...] | None) -> int | None:
-        """The width of a layer, of the first of several, or of a feature without layers; None where it is not known."""
+        """The width of a layer, of the first of several, or of a feature without layers; None where it has none, or it is not known."""
+        if feature in self.maps:
+            return None
         index = layer[0] if isinstance(layer, tuple) else layer or 0
         known = self.widths.get(feature, ())
         return known[index] if -len(known) <= index < len(known) else None

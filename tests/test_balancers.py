@@ -495,7 +495,8 @@ def test_a_balancer_that_cannot_be_made_is_refused(balancer: Any, expected: str)
     [
         (
             "layer.0",
-            "shared: the student has nothing called 'layer.0' that is trained; did you mean 'layers.0' or 'layers.1'?",
+            "the student has nothing that is trained called 'layer.0', which the balancer's option `shared` names; did you mean "
+            "'layers.0' or 'layers.1'?",
         ),
         (
             "of_tokens",
@@ -611,3 +612,26 @@ def test_a_balancer_of_a_run_that_cannot_be_made_is_told_with_its_place(
     config = write_config(films(tmp_path), one_stage({"name": "ratio", "reference": "labels"}))
     assert brewer("run", config, "--dry-run") == 2
     assert "stages[0].distillation.balancer: reference of the balancer `ratio` is 'labels'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        (
+            "bert.encoder.layer.7",
+            "the student has nothing that is trained called 'bert.encoder.layer.7', which the balancer's option `shared` names; did you "
+            "mean 'bert.encoder.layer.1' or 'bert.encoder.layer.0'?",
+        ),
+        (
+            "classifier",
+            "the balancer takes gradients by classifier, on which the term `hidden_hidden_mse_1_3` does not depend; name another parameter "
+            "or module of the student in its option `shared`",
+        ),
+    ],
+)
+def test_gradients_that_cannot_be_taken_are_told_before_a_run_trains(
+    shared: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(films(tmp_path), one_stage({"name": "gradnorm", "shared": shared}))
+    assert brewer("run", config, "--dry-run") == 2
+    assert capsys.readouterr().err == f"brewer: error: config: stages[0].distillation.balancer: {told}\n"

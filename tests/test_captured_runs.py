@@ -253,7 +253,7 @@ def test_explain_tells_what_is_read_inside(tmp_path: Path, capsys: Any) -> None:
         (
             {"feature": "bert.encoder.layer"},
             "stages[1].distillation.intermediate_matches[0].feature: the student's module 'bert.encoder.layer' did not run in the forward "
-            "pass, so it has no output to match; name one that does",
+            "pass, so it has no output to match; name a module inside it, such as its '0'",
         ),
         (
             {"feature": "query[1]"},

@@ -8,8 +8,9 @@ import json
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ class Named(nn.Module):
         self.inner = Inner()
         self.output = nn.Linear(3, 3)
         self.idle = nn.Linear(3, 3)
+        self.held = nn.ModuleList([nn.Linear(3, 3)])
 
     def forward(self, states: Tensor) -> Tensor:
         made = self.inner(states, scale=torch.tensor(2.0), more={"other": states + 1})
@@ -108,6 +110,64 @@ def test_what_a_module_is_given_and_returns_is_named(path: str, expected: Callab
     torch.testing.assert_close(found, expected(states), rtol=0, atol=0)
 
 
+@dataclass
+class Returned:
+    states: Tensor
+    pair: Pair
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class Twice(nn.Module):
+    """Its one block runs twice, the second time under another name, and returns a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = OfDataclasses()
+        self.again = self.block
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.again(self.block(states).states).pair.second
+
+
+class OfDataclasses(nn.Module):
+    def forward(self, states: Tensor) -> Returned:
+        return Returned(states + 1, Pair(states, 10 * states))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("block[states]", lambda x: x + 2),
+        ("again[states]", lambda x: x + 2),
+        ("block[pair][second]", lambda x: 10 * (x + 1)),
+        ("block[pair][0]", lambda x: x + 1),
+        ("block.input", lambda x: x + 1),
+    ],
+)
+def test_of_a_module_that_runs_twice_it_is_the_last_time_and_fields_are_named(
+    path: str, expected: Callable[[Tensor], Tensor]
+) -> None:
+    states = torch.arange(6.0).view(2, 3)
+    model = Twice()
+    with capturing(model, [f"module:{path}"], "student") as capture:
+        model(states)
+    (found,) = capture.added_to(Features({}))[f"module:{path}"]
+    torch.testing.assert_close(found, expected(states), rtol=0, atol=0)
+
+
+def test_a_part_of_a_tensor_would_be_a_row_and_is_refused() -> None:
+    model = Named()
+    with capturing(model, ["module:output[0]"], "student") as capture:
+        model(torch.ones(2, 3))
+    assert message(PathError, lambda: capture.added_to(Features({}))) == (
+        "the student's module 'module:output[0]' returned a Tensor, which has no part [0]."
+    )
+
+
 def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
     model, states = Named(), torch.arange(6.0).view(2, 3)
     names = ["module:output", "module:output.output"]
@@ -125,6 +185,16 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
             "the student's module 'idle.input' did not run in the forward pass, so it has no input to match; name one that does.",
         ),
         (
+            "held.output",
+            "the student's module 'held.output' did not run in the forward pass, so it has no output to match; name a module inside it, "
+            "such as its '0'.",
+        ),
+        (
+            "held",
+            "the student's module 'module:held' did not run in the forward pass, so it has no output to match; name a module inside "
+            "it, such as its '0'.",
+        ),
+        (
             "inner.input[6]",
             "the student's module 'inner.input[6]' was given states, scale, more, which has no part [6].",
         ),
@@ -139,9 +209,9 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
         ),
         (
             "inner",
-            "the student's module 'inner' returned a dict with pair, flag; name one tensor of it, as in 'inner[pair]'.",
+            "the student's module 'module:inner' returned a dict with pair, flag; name one tensor of it, as in 'module:inner[pair]'.",
         ),
-        ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle."),
+        ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle, held, held.0."),
         (
             "inner[x",
             "'inner[x' is no path of a module; expected one such as 'encoder.layer.3' or 'encoder.layer.3[0]'.",
@@ -460,6 +530,18 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
             "BertForSequenceClassification has embeddings, hidden[0..3], attention[0..2], scores[0..2], query[0..2], key[0..2], "
             "value[0..2], pooled; did you mean 'query'?.",
         ),
+        (
+            {"feature": "bert"},
+            "intermediate_matches[0].feature: the student's adaptor returns no 'bert'; it returns logits, inputs_mask, and its "
+            "BertForSequenceClassification has embeddings, hidden[0..2], attention[0..1], scores[0..1], query[0..1], key[0..1], "
+            "value[0..1], pooled; a module is read as 'module:bert', with no layer beside it.",
+        ),
+        (
+            {"feature": "bert.pooler", "layer_T": 0, "layer_S": 0},
+            "intermediate_matches[0].feature: the student's adaptor returns no 'bert.pooler'; it returns logits, inputs_mask, and its "
+            "BertForSequenceClassification has embeddings, hidden[0..2], attention[0..1], scores[0..1], query[0..1], key[0..1], "
+            "value[0..1], pooled; a module is read as 'bert.pooler', with no layer beside it.",
+        ),
     ],
 )
 def test_what_a_model_lacks_is_told_with_what_it_has(match: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -488,21 +570,30 @@ def test_short_names_of_another_library_are_told_with_paths(tmp_path: Path) -> N
         ),
         (
             {"feature": "query[1]", "layer_T": 1, "layer_S": 1},
-            "intermediate_matches[0]: feature: 'query[1]' names its layers, and they are given beside it too; give them once",
+            "intermediate_matches[0].feature: 'query[1]' names its layers, and they are given beside it too; give them once",
         ),
         (
             {"feature": "query[one]"},
-            "intermediate_matches[0]: feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
-            "`encoder.layer.3`, not 'query[one]'",
+            "intermediate_matches[0].feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
+            "`encoder.layer.3`, not 'query[one]'; a path without a dot begins with 'module:'",
+        ),
+        (
+            {"feature": "query[1.5]"},
+            "intermediate_matches[0].feature: expected a name such as `hidden`, `query[11]` or the path of a module such as "
+            "`encoder.layer.3`, not 'query[1.5]'; a path without a dot begins with 'module:'",
+        ),
+        (
+            {"feature": "hidden[0]", "feature_T": "hidden[1]", "feature_S": "hidden[1]"},
+            "intermediate_matches[0].feature: it is read of neither side, as feature_T and feature_S name both; leave it out",
         ),
         (
             {"feature": "module:encoder", "layer_T": 1, "layer_S": 1},
-            "intermediate_matches[0]: feature: the path 'module:encoder' has no layers; leave them out, or name one of the layers in "
+            "intermediate_matches[0].feature: the path 'module:encoder' has no layers; leave them out, or name one of the layers in "
             "the path",
         ),
         (
             {"feature_S": "a.b[", "feature_T": "hidden[0]"},
-            "intermediate_matches[0]: feature_S: 'a.b[' is no path of a module; expected one such as 'encoder.layer.3' or "
+            "intermediate_matches[0].feature_S: 'a.b[' is no path of a module; expected one such as 'encoder.layer.3' or "
             "'encoder.layer.3[0]'",
         ),
         (

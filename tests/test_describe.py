@@ -104,7 +104,14 @@ def test_a_snippet_has_what_is_required_and_what_has_examples():
 
 @pytest.mark.parametrize(
     ("name", "layer", "feature"),
-    [("hidden_mse", 1, "hidden"), ("attention_mse", 1, "attention"), ("fsp", [0, 1], "hidden")],
+    [
+        ("hidden_mse", 1, "hidden"),
+        ("attention_mse", 1, "attention"),
+        ("fsp", [0, 1], "hidden"),
+        ("tinybert_attention", 1, "scores"),
+        ("minilm", 1, ["attention", "value"]),
+        ("minilmv2", 1, ["query", "key", "value"]),
+    ],
 )
 def test_a_match_reads_features_that_suit_its_loss(name, layer, feature):
     (match,) = snippet(REGISTRY.get("match_loss", name)).document["distillation"]["intermediate_matches"]

@@ -450,6 +450,24 @@ def test_a_target_that_the_teacher_rules_out_leaves_dkd_finite() -> None:
     assert gradient.isfinite().all()
 
 
+def test_a_part_of_dkd_without_weight_is_not_computed_and_so_not_infinite() -> None:
+    teacher, student = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, -INF]])
+    target = torch.tensor([0])
+    value, gradient = with_gradient(dkd, student, teacher, labels=target, beta=0)
+    assert float(value) == pytest.approx(kl_of([1 / 3, 2 / 3], [1 / 2, 1 / 2]), rel=1e-6)
+    assert gradient.isfinite().all()
+    value, _ = with_gradient(dkd, torch.tensor([[-INF, 0.0, LN3]]), teacher, labels=target, alpha=0, beta=2.0)
+    assert float(value) == pytest.approx(2 * kl_of([0.5, 0.5], [0.25, 0.75]), rel=1e-6)
+
+
+def test_dkd_of_two_weights_of_0_is_refused() -> None:
+    with pytest.raises(RequestError) as error:
+        dkd(random(2, 3), random(2, 3), alpha=0, beta=0)
+    assert str(error.value) == (
+        "dkd: with alpha 0 and beta 0 the loss is 0 for every student; give one of them a weight."
+    )
+
+
 def test_squared_errors_and_sigmoids_of_classes_that_both_rule_out_are_0() -> None:
     student, teacher = torch.tensor([[1.0, -INF]]), torch.tensor([[3.0, -INF]])
     for loss, expected in ((mse, 2.0), (regression_mse, 2.0)):
@@ -534,6 +552,13 @@ def test_the_weights_of_adaptive_kl_have_no_gradient() -> None:
     weight = (adaptive_of(p, q, 0.5) - float(reverse)) / float(forward - reverse)
     _, gradient = with_gradient(adaptive_kl, student, teacher)
     torch.testing.assert_close(gradient, weight * ahead + (1 - weight) * behind)
+
+
+def test_a_head_of_all_classes_makes_adaptive_kl_the_kl_divergence() -> None:
+    student, teacher = random(50, 6, seed=1, scale=9), random(50, 6, seed=2, scale=9)
+    for dtype in (torch.float32, torch.float64):
+        of_head = with_gradient(adaptive_kl, student.to(dtype), teacher.to(dtype), 2.0, head_mass=1)
+        torch.testing.assert_close(of_head, with_gradient(kl, student.to(dtype), teacher.to(dtype), 2.0))
 
 
 @pytest.mark.parametrize("loss", [kl, reverse_kl, skew_kl, skew_reverse_kl, adaptive_kl, tvd, dkd, regression_mse])

@@ -146,6 +146,42 @@ def test_classifiers_and_bodies_run_too(family: str, model_class: Any, tmp_path:
     assert {"hidden", "query", "scores"} <= {feature.name for feature in inside.features}
 
 
+def test_the_encoder_of_a_model_alone_is_given_no_tokens_for_a_decoder(tmp_path: Path) -> None:
+    _, config_class, sizes = FAMILIES["t5"]
+    transformers.T5EncoderModel(config_class(vocab_size=60, **sizes)).save_pretrained(tmp_path)
+    assert not look_inside(tmp_path).decodes
+
+
+def of_config(folder: Path, config: Any, model: str) -> Path:
+    config.architectures = [model]
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_many_experts_takes_no_memory(tmp_path: Path) -> None:
+    inside = look_inside(
+        of_config(tmp_path, transformers.MixtralConfig(), "MixtralForCausalLM")
+    )  # of 47 billion parameters
+    (experts,) = [module for module in inside.modules if module.path == "model.layers.31.mlp.experts"]
+    assert experts.returned == {"": (14, 4096)}
+
+
+def test_a_large_model_that_needs_memory_to_run_is_refused(tmp_path: Path) -> None:
+    config = transformers.BartConfig(
+        d_model=4096, encoder_ffn_dim=16384, decoder_ffn_dim=16384, encoder_layers=3, decoder_layers=3
+    )
+    folder = of_config(tmp_path, config, "BartForSequenceClassification")  # it looks where the text ends
+    with pytest.raises(RequestError) as caught:
+        look_inside(folder)
+    told = str(caught.value)
+    assert told.startswith(
+        "the BartForSequenceClassification of 1,640,779,779 parameters cannot be run without memory for its weights ("
+    )
+    assert told.endswith(
+        "), and only one of 1,000,000,000 at most is made with them; name a folder with a smaller model of its kind."
+    )
+
+
 def test_a_model_of_a_run_of_a_file_and_of_a_distribution_is_found(
     saved: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random as python_random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from brewer_core.run.explaining import explain
 from brewer_core.run.planning import stage_lesson
 from brewer_core.stopping import StopReason, StopRequest
 from fakes import plugin
-from runs import bert, brewer, distill, document, films, read, training, write_config
+from runs import bert, brewer, distill, document, films, read, training, write_config, write_csv
 from tiny import Tiny, adaptor, batches, table
 
 HIDDEN = {"layers": "uniform", "feature": "hidden", "loss": "hidden_mse", "weight": 1}
@@ -42,7 +42,8 @@ def message(kind: type[BrewerError], action: Callable[[], Any]) -> str:
 
 def info(name: str, layers: int, width: int = 8, heads_of: int = 6) -> ModelInfo:
     """A model whose hidden states begin with the embeddings."""
-    return ModelInfo(name, {"hidden": (width,) * (layers + 1), "attention": (heads_of,) * layers, "pooled": (width,)})
+    widths = {"hidden": (width,) * (layers + 1), "attention": (heads_of,) * layers, "pooled": (width,)}
+    return ModelInfo(name, widths, maps=frozenset({"attention"}))
 
 
 def objective(
@@ -170,6 +171,20 @@ def test_no_projection_is_generated_for_a_loss_that_takes_other_widths() -> None
     assert [match.projection for match in made.matches.values()] == [None] * 3
 
 
+def test_maps_of_tokens_are_as_wide_as_their_batch_and_get_no_projection() -> None:
+    texts = {
+        name: Features.of({"scores": [torch.rand(2, 2, length, length)] * 2}) for name, length in [("s", 5), ("t", 9)]
+    }
+    student, teacher = (ModelInfo.of(name, features) for name, features in texts.items())
+    match = {"layers": "last", "feature": "scores", "loss": "attention_mse", "weight": 1}
+    assert [term.projection for term in objective(match, student, teacher).matches.values()] == [None, None]
+    told = message(ConfigError, lambda: objective({**match, "proj": "linear"}, student, teacher))
+    assert told == (
+        "DistillationConfig: intermediate_matches[0].proj: 'scores' are maps from tokens to tokens, as wide as the batch is long; leave it "
+        "out, and take a loss that compares maps"
+    )
+
+
 def test_a_projection_that_is_given_is_made_for_each_pair() -> None:
     match = {**HIDDEN, "proj": "relu", "proj_optimizer": {"lr": 0.1}}
     made = objective(match, info("student", 1, width=8), info("teacher", 4, width=12))
@@ -230,6 +245,12 @@ def test_trying_a_loss_leaves_the_draws_of_projections_as_they_are() -> None:
             "layers[0].layer_T: the teacher has 5 layers of 'hidden', 0 to 4; there is no 7",
         ),
         (
+            {"feature": "pooled"},
+            info("student", 2),
+            info("teacher", 4),
+            "layers: 'pooled' has no layers to map; leave layers out, or name a feature that has some",
+        ),
+        (
             {"loss": "hiden_mse"},
             info("student", 2),
             info("teacher", 4),
@@ -266,14 +287,18 @@ def test_teachers_of_several_depths_have_no_map_in_common() -> None:
         ({**HIDDEN, "layers": []}, "such as [[3, 1], [6, 2]], not []"),
         ({**HIDDEN, "layers": [[1, 2, 3]]}, "such as [[3, 1], [6, 2]], not [[1, 2, 3]]"),
         ({**HIDDEN, "layers": [[1, True]]}, "such as [[3, 1], [6, 2]], not [[1, true]]"),
-        ({**HIDDEN, "layer_T": 1}, "layers stand in place of layer_T and layer_S; give one or the other"),
+        (
+            {**HIDDEN, "layer_T": 1},
+            "intermediate_matches[0].layers: they stand in place of layer_T and layer_S; give one or the other",
+        ),
         (
             {**HIDDEN, "feature": "hidden[1]"},
-            "layers map those of a feature such as `hidden`, and feature names a layer itself; leave layers out",
+            "intermediate_matches[0].layers: they map those of a feature such as `hidden`, and feature names a layer itself; leave "
+            "layers out",
         ),
         (
             {**HIDDEN, "feature": None, "feature_T": "hidden", "feature_S": "encoder.layer.1"},
-            "layers map those of a feature such as `hidden`, and feature_S names a module; leave layers out",
+            "intermediate_matches[0].layers: they map those of a feature such as `hidden`, and feature_S names a module; leave layers out",
         ),
     ],
 )
@@ -335,7 +360,7 @@ def test_each_layer_of_the_student_is_paired_with_the_one_that_it_is_made_of() -
     taught = [torch.randn(4, 5, 6, generator=g) for _ in range(6)]
     own = [torch.randn(4, 5, 3, generator=g), taught[2][..., :3] * 2, taught[3] + 1, taught[5][..., 1:]]
     config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layers": "cka"}])
-    found = searched(config, layers_of(*own), {"t": layers_of(*taught)}, {"t": ModelInfo("t")})
+    found = searched(config, lambda _: [(layers_of(*own), layers_of(*taught))], {"t": ModelInfo("t")})
     assert found == {0: ((2, 1), (3, 2), (5, 3))}
     assert with_pairs(config, found).matches[0].layers == ((2, 1), (3, 2), (5, 3))
 
@@ -347,8 +372,28 @@ def test_padding_takes_no_part_in_the_search() -> None:
     own = [state.clone() for state in (taught[0], taught[1], taught[3])]
     own[1][mask == 0], own[2][mask == 0] = float("nan"), 1e9
     config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layers": "cka"}])
-    found = searched(config, layers_of(*own, mask=mask), {"t": layers_of(*taught, mask=mask)}, {"t": ModelInfo("t")})
+    found = searched(
+        config, lambda _: [(layers_of(*own, mask=mask), layers_of(*taught, mask=mask))], {"t": ModelInfo("t")}
+    )
     assert found == {0: ((1, 1), (3, 2))}
+
+
+def test_batches_are_compared_as_one_until_there_are_tokens_enough() -> None:
+    g = torch.Generator().manual_seed(0)
+    taught = [torch.randn(300, 5, 4, generator=g) for _ in range(5)]
+    own = [taught[0], taught[2] + 0.5 * taught[4], taught[3] + 0.5 * taught[1]]
+    asked: list[int] = []
+
+    def compared(size: int) -> Iterator[tuple[Features, Features]]:
+        for start in range(0, 300, size):
+            asked.append(start)
+            pair = [layers_of(*[state[start : start + size] for state in states]) for states in (own, taught)]
+            yield pair[0], pair[1]
+
+    config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layers": "cka"}])
+    found = [searched(config, lambda _, size=size: compared(size), {"t": ModelInfo("t")}) for size in (300, 41, 2)]
+    assert found == [{0: ((2, 1), (3, 2))}] * 3
+    assert asked == [0, *range(0, 205, 41), *range(0, 205, 2)]  # 1,024 tokens are 205 rows
 
 
 @pytest.mark.parametrize(
@@ -374,6 +419,12 @@ def test_padding_takes_no_part_in_the_search() -> None:
             "the student has no layers of 'hidden' to compare; it has logits",
         ),
         (
+            {"feature": "pooled"},
+            Features.of({"pooled": torch.rand(2, 4)}),
+            Features.of({"pooled": torch.rand(2, 4)}),
+            "'pooled' has no layers to map; leave layers out, or name a feature that has some",
+        ),
+        (
             {"teacher": "u"},
             layers_of(*[torch.rand(2, 3, 4)] * 2),
             layers_of(*[torch.rand(2, 3, 4)] * 2),
@@ -385,7 +436,7 @@ def test_layers_that_cannot_be_compared_are_refused(
     change: dict[str, Any], own: Features, taught: Features, expected: str
 ) -> None:
     config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layers": "cka", **change}])
-    told = message(ConfigError, lambda: searched(config, own, {"t": taught}, {"t": ModelInfo("t")}))
+    told = message(ConfigError, lambda: searched(config, lambda _: [(own, taught)], {"t": ModelInfo("t")}))
     assert told == f"DistillationConfig: intermediate_matches[0].layers: {expected}"
 
 
@@ -446,6 +497,21 @@ def test_a_sample_of_several_tasks_has_a_batch_for_each(tmp_path: Path) -> None:
     assert message(RequestError, lambda: make({"a": batch})) == (
         "sample must be a dict from task to batch, with one for the task 'b'."
     )
+
+
+def test_layers_of_a_tasks_teacher_are_searched_on_the_sample_of_that_task(tmp_path: Path) -> None:
+    first, second = batches(table(), [8, 3])[:2]
+    match = {**HIDDEN, "layers": "cka", "teacher": "b"}
+    made = MultiTaskDistiller(
+        TrainingConfig(device="cpu", output_dir=str(tmp_path), log_dir=None),
+        DistillationConfig(intermediate_matches=[match]),
+        {"a": Tiny(4, 2, seed=2), "b": Tiny(4, 4, seed=3)},
+        Tiny(4, 2, seed=1),
+        dict.fromkeys("ab", adaptor("row_logits", "hidden", "mask")),
+        dict.fromkeys("ab", adaptor("row_logits", "hidden", "mask")),
+        sample={"a": first, "b": second},
+    )
+    assert [term.sources[0].layers for term in made._objective.matches.values()] == [1, 2]
 
 
 # Runs
@@ -522,6 +588,48 @@ def test_a_run_keeps_the_layers_that_it_has_searched_and_goes_on_with_them(tmp_p
     searched_first = {f"hidden_hidden_mse_1_{first[0]}", f"hidden_hidden_mse_2_{second[0]}"}
     kept_then = {f"hidden_hidden_mse_1_{other[0]}", f"hidden_hidden_mse_2_{other[1]}"}
     assert terms == [searched_first, searched_first, kept_then, kept_then]
+
+
+def test_a_search_is_of_the_same_rows_however_a_step_is_cut(tmp_path: Path) -> None:
+    cuts = [{}, {"batch_size": 2, "accumulation": 2}, {"batch_size": "auto", "rows_per_step": 4}]
+    found = []
+    for i, cut in enumerate(cuts):
+        config = one_stage("cka")
+        config["stages"][0]["training"].update({"steps": 1, **cut})
+        found.append(read(carried_out(tmp_path, config, f"cut-{i}") / "stages" / "distil" / "layers.json"))
+    assert found == [found[0]] * 3
+
+
+def test_layers_of_a_tasks_own_teacher_are_searched_on_its_own_rows(tmp_path: Path) -> None:
+    write_csv(
+        films(tmp_path) / "long.csv",
+        [{"text": f"what a good and long story it was {i}", "label": "pn"[i % 2]} for i in range(8)],
+    )
+    source = document()["data"]["films"]["source"]
+    match = {**HIDDEN, "layers": "cka", "teacher": "other"}
+    config = document(
+        tasks={"mood": {}, "length": {}},
+        data={
+            "films": {"source": source, "task": "mood"},
+            "long": {"source": {"name": "csv", "path": {"train": "long.csv"}}, "task": "length"},
+        },
+        models={"teacher": bert(16, 2, **STILL), "other": bert(12, 4, **STILL), "student": bert(8, 2, **STILL)},
+        stages=[
+            distill(
+                teachers=[{"model": "teacher", "task": "mood"}, {"model": "other", "task": "length"}],
+                train=["films", "long"],
+                unlabelled=[],
+                strategy="multi_task",
+                distillation={"intermediate_matches": [match]},
+            )
+        ],
+        evaluation={"data": ["films"]},
+    )
+    registry = build_registry()
+    assembly = Assembly(parse_run_config(config, "config.json", registry), tmp_path, registry, torch.device("cpu"))
+    ((first, second),) = stage_lesson(assembly, 0).layers.values()
+    assert (first[1], second[1]) == (1, 2)
+    assert 1 <= first[0] < second[0] <= 4
 
 
 def test_explain_shows_each_pair_with_its_projection(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,6 +56,17 @@ def padded_with(loss: Loss, tensors: Sequence[Tensor], value: float, mask: Tenso
     """The tensors with a value wherever they are of padding: as key or query for attention."""
     valid = (mask[:, None, :, None] & mask[:, None, None]) if loss in OF_ATTENTION else mask[..., None]
     return [t.detach().masked_fill(~valid, value).requires_grad_(t.requires_grad) for t in tensors]
+
+
+@EVERY
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_features_of_16_bits_are_compared_in_float32(loss: Loss, mask: Tensor | None, dtype: torch.dtype) -> None:
+    student, teacher = ([each.detach().to(dtype) for each in side] for side in features(loss))
+    low = call(loss, student, teacher, mask)
+    exact = call(loss, [each.double() for each in student], [each.double() for each in teacher], mask)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.double(), exact, rtol=1e-5, atol=0)
 
 
 # values
@@ -299,6 +311,26 @@ def test_attention_without_an_axis_for_heads_is_attention_of_one_head(loss: Loss
     torch.testing.assert_close(loss(student[:, 0], teacher[:, 0], MASK), loss(student[:, :1], teacher[:, :1], MASK))
 
 
+@pytest.mark.parametrize("loss", [attention_mse, attention_mse_sum])
+def test_what_a_decoder_may_not_see_counts_as_nothing_whatever_number_stands_for_it(loss: Loss) -> None:
+    g = torch.Generator().manual_seed(0)
+    scores = [torch.randn(1, 2, 3, 3, generator=g) for _ in range(2)]
+    later = torch.ones(3, 3).triu(1).bool()
+    numbers = [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, torch.finfo(torch.float16).min, -1e4]
+    expected = 0.0
+    for query, key in [(q, k) for q in range(3) for k in range(q + 1)]:
+        apart = [(scores[0] - scores[1])[0, head, query, key].item() for head in range(2)]
+        expected += sum(apart) ** 2 / 9 if loss is attention_mse_sum else sum(a**2 for a in apart) / 18
+    for first, second in itertools.product(numbers, repeat=2):
+        student, teacher = (s + torch.where(later, n, 0.0) for s, n in zip(scores, (first, second), strict=True))
+        student.requires_grad_()
+        value = loss(student, teacher, torch.ones(1, 3))
+        value.backward()
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+        assert student.grad is not None
+        assert (student.grad[..., later] == 0).all()
+
+
 # errors
 
 
@@ -377,6 +409,29 @@ def test_different_numbers_of_heads_are_refused_head_by_head(loss: Loss) -> None
 def test_what_is_not_attention_is_refused(loss: Loss) -> None:
     text = text_of(loss, torch.zeros(2, 5), torch.zeros(2, 5))
     assert text == "the student's attention is (2, 5); it must be [B, H, L, L] or [B, L, L]."
+
+
+@pytest.mark.parametrize("loss", OF_ATTENTION)
+def test_states_are_refused_by_losses_of_attention_where_there_is_a_mask(loss: Loss) -> None:
+    text = text_of(loss, torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), torch.ones(2, 5))
+    assert text == "the attention is (2, 5, 4); it must be of tokens to the same tokens, [B, H, L, L]."
+
+
+@pytest.mark.parametrize("loss", [hidden_mse, cos])
+def test_attention_is_refused_by_losses_of_states_where_there_is_a_mask(loss: Loss) -> None:
+    text = text_of(loss, torch.zeros(2, 2, 5, 5), torch.zeros(2, 2, 5, 5), torch.ones(2, 5))
+    assert text == (
+        "the states are (2, 2, 5, 5) and the mask of their tokens (2, 5); this loss compares states of tokens, [B, L, D]."
+    )
+
+
+@pytest.mark.parametrize("second", [(2, 6, 4), (2, 4)])
+def test_fsp_refuses_a_pair_of_other_tokens(second: tuple[int, ...]) -> None:
+    pair = [torch.zeros(2, 5, 4)] * 2
+    expected = (
+        f"the teacher's two layers are (2, 5, 4) and {second}; they must be [B, L, D] of the same rows and tokens."
+    )
+    assert text_of(fsp, pair, [torch.zeros(2, 5, 4), torch.zeros(second)]) == expected
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 5, 1), (5,)])

@@ -161,6 +161,12 @@ def test_sp_of_flattened_tokens_is_that_of_the_tokens_side_by_side() -> None:
     torch.testing.assert_close(sp(student.flatten(1), teacher.flatten(1), pool="flatten"), flat)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_sp_is_that_of_states_of_any_scale(scale: float) -> None:
+    student, teacher = drawn(ROWS, 6, seed=1).float(), drawn(ROWS, 6, seed=2).float()
+    torch.testing.assert_close(sp(scale * student, teacher / scale), sp(student, teacher))
+
+
 def test_cka_of_tokens_takes_every_valid_token_for_an_example() -> None:
     student, teacher = drawn(ROWS, LENGTH, 3, seed=1), drawn(ROWS, LENGTH, 6, seed=2)
     expected = cka_by_hand(student[MASK].tolist(), teacher[MASK].tolist())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from brewer_core.architectures import anatomy_of
 from brewer_core.captures import capturing
 from brewer_core.features import Features
-from families import DECODED, ENCODER_DECODERS, FAMILIES, LENGTH, batch, built, hooks_of
+from families import DECODED, ENCODER_DECODERS, FAMILIES, LENGTH, WORDS, batch, built, hooks_of
 
 ALL = list(FAMILIES)
 LAYERS = 3
@@ -443,6 +443,60 @@ def test_a_decoder_of_berts_that_looks_at_an_encoder_has_names_for_both() -> Non
     )
 
 
+def test_a_bart_decoder_alone_has_as_many_layers_as_its_config_tells_of_decoders() -> None:
+    model = transformers.BartForCausalLM(transformers.BartConfig(vocab_size=WORDS, **FAMILIES["bart"][2])).eval()
+    found = captured(model, batch())
+    outputs = model(**batch(), output_hidden_states=True)
+    assert len(found["query"]) == 2
+    for ours, theirs in zip(found["hidden"], outputs.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_two_berts_as_encoder_and_decoder_have_names_for_both() -> None:
+    sizes = {"vocab_size": WORDS, **FAMILIES["bert"][2]}
+    encoder = transformers.BertConfig(**sizes)
+    decoder = transformers.BertConfig(**{**sizes, "num_hidden_layers": 2}, is_decoder=True, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    model = transformers.EncoderDecoderModel(config).eval()
+    found = captured(model, batch("t5"))
+    model.set_attn_implementation("eager")
+    outputs = model(**batch("t5"), output_hidden_states=True, output_attentions=True)
+    for name, layers in {
+        "hidden": outputs.encoder_hidden_states,
+        "decoder_hidden": outputs.decoder_hidden_states,
+        "decoder_attention": outputs.decoder_attentions,
+        "cross_attention": outputs.cross_attentions,
+    }.items():
+        for ours, theirs in zip(found[name], layers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_of_a_model_that_sees_too_they_are_those_of_its_texts() -> None:
+    sees = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.Gemma3Config(
+        text_config={**FAMILIES["gemma3"][2], "vocab_size": WORDS},
+        vision_config={**sees, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=58,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    found = captured(model, batch())
+    model.set_attn_implementation("eager")
+    outputs = model(**batch(), output_hidden_states=True, output_attentions=True)
+    for name, layers in {"hidden": outputs.hidden_states, "attention": outputs.attentions}.items():
+        for ours, theirs in zip(found[name], layers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_the_last_hidden_state_is_after_a_norm_of_the_body_around_the_layers() -> None:
+    config = transformers.RobertaPreLayerNormConfig(vocab_size=WORDS, **FAMILIES["roberta"][2])
+    model = transformers.RobertaPreLayerNormForSequenceClassification(config).eval()
+    last = captured(model, batch(), "hidden[-1]")["hidden"][-1]
+    expected = model(**batch(), output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(last, expected, rtol=0, atol=0)
+    torch.testing.assert_close(last.mean(-1), torch.zeros(2, LENGTH), rtol=0, atol=1e-5)
+
+
 # Gradient checkpointing
 
 
@@ -512,4 +566,94 @@ def test_a_name_that_a_model_lacks_is_told_with_those_that_it_has() -> None:
     assert found.absent == {
         "pooled": f"the student's adaptor returns no 'pooled'; it returns nothing, and {has}",
         "quary": f"the student's adaptor returns no 'quary'; it returns nothing, and {has}; did you mean 'query'?",
+    }
+
+
+SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "reason"),
+    [
+        (
+            transformers.LEDForConditionalGeneration,
+            transformers.LEDConfig(
+                vocab_size=60, encoder_attention_heads=2, decoder_attention_heads=2, attention_window=4, **SMALL
+            ),
+            "its encoder has no list of layers with an attention each whose projections bear known names",
+        ),
+        (
+            transformers.FSMTForConditionalGeneration,
+            transformers.FSMTConfig(
+                langs=["en", "de"],
+                src_vocab_size=60,
+                tgt_vocab_size=60,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                **SMALL,
+            ),
+            "its layers hold states in another form than rows, tokens, width",
+        ),
+        (
+            transformers.SqueezeBertModel,
+            transformers.SqueezeBertConfig(
+                vocab_size=60,
+                hidden_size=8,
+                embedding_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=8,
+            ),
+            "its layers hold states in another form than rows, tokens, width",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_model_that_only_looks_like_a_known_one_is_told_as_unknown(
+    model_class: Any, config: Any, reason: str
+) -> None:
+    anatomy = anatomy_of(model_class(config))
+    assert (dict(anatomy.features), anatomy.reason) == ({}, reason)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        transformers.GptOssForCausalLM(  # attends to a sink beside the tokens
+            transformers.GptOssConfig(
+                vocab_size=60,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                intermediate_size=8,
+                num_local_experts=2,
+                num_experts_per_tok=1,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        ),
+        transformers.XGLMForCausalLM(  # has the heads among the rows
+            transformers.XGLMConfig(vocab_size=60, d_model=16, num_layers=2, attention_heads=2, ffn_dim=16)
+        ),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_maps_that_are_not_from_tokens_to_tokens_are_told_as_absent(model: Any) -> None:
+    found = captured(model.eval(), batch(), "scores[0]", "attention[1]", "query[1]", "hidden[-1]")
+    assert set(found) == {"query", "hidden"}
+    name = type(model).__name__
+    assert found.absent == {
+        each: f"the student's adaptor returns no {each!r}, and no softmax over B H L L ran in the layers of its {name} that are read; name "
+        "the path of a module"
+        for each in ("attention", "scores")
+    }
+
+
+def test_attention_to_an_encoder_that_is_not_there_is_told_as_absent() -> None:
+    found = captured(built("bert", is_decoder=True, add_cross_attention=True), batch(), "cross_key[0]")
+    assert found.absent == {
+        "cross_key": "the student's adaptor returns no 'cross_key', and what computes it did not run in the layers of its "
+        "BertForSequenceClassification that are read; name the path of a module"
     }

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _CROSS = re.compile(r"cross|encdec|encoder_attn|encoder_attention", re.IGNORECASE)
 """What attention to an encoder is called inside a layer: `crossattention`, `EncDecAttention`, `encoder_attn`."""
 
+_OTHER_AXES = frozenset({"fsmt", "prophetnet", "squeezebert"})
+"""Types of models whose layers hold [L, B, D], several streams of tokens beside one another, or [B, D, L]."""
+
 _OFFERED = 8
 
 
@@ -67,13 +70,15 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if root is None:
         return Anatomy(reason="they are known of models of transformers alone")
     settings = _settings(root)
+    root = _of_texts(root)
     stacks = _stacks(root)
-    told = getattr(root.config, "is_encoder_decoder", False)
-    if told and {"encoder", "decoder"} <= {stack.side for stack in stacks} and len(stacks) == 2:
+    if root.config.model_type in _OTHER_AXES:
+        return Anatomy(reason="its layers hold states in another form than rows, tokens, width", settings=settings)
+    if _encodes_and_decodes(root) and {"encoder", "decoder"} <= {stack.side for stack in stacks} and len(stacks) == 2:
         encoder, decoder = sorted(stacks, key=lambda stack: stack.side == "decoder")
         features = [*_of_stack(encoder), *_of_stack(decoder, "decoder_", decoder=True)]
-    elif len(stacks) == 1 and len(stacks[0].layers) == getattr(root.config, "num_hidden_layers", None):
-        features = [*_of_stack(stacks[0]), *_pooled(root)]
+    elif len(stacks) == 1 and _is_whole(root, stacks[0]):
+        features = [*_of_stack(stacks[0], around=root.base_model), *_pooled(root)]
     else:
         return Anatomy(reason=_why_unknown(root, stacks), settings=settings)
     return Anatomy({feature.name: feature for feature in features}, settings=settings)
@@ -100,9 +105,8 @@ class _Stack:
 
     @property
     def side(self) -> str:
-        """`encoder` or `decoder`, where its path says so."""
-        steps = self.path.split(".")
-        return next((step for step in reversed(steps) if step in ("encoder", "decoder")), "")
+        """`encoder` or `decoder`, where its path says so; a decoder may have an `encoder` of layers inside."""
+        return next((step for step in self.path.split(".") if step in ("encoder", "decoder")), "")
 
 
 def _root(model: nn.Module) -> Any:
@@ -119,6 +123,15 @@ def _root(model: nn.Module) -> Any:
         else:
             left += module.children()
     return found[0] if len(found) == 1 else None
+
+
+def _of_texts(root: Any) -> Any:
+    """The model of texts inside one that sees or hears too, as Gemma 3 does from 4B on; else the model itself."""
+    from transformers import PreTrainedModel
+
+    kind = getattr(getattr(root.config, "text_config", None), "model_type", None)
+    inside = (module for module in root.modules() if isinstance(module, PreTrainedModel))
+    return next((module for module in inside if kind is not None and module.config.model_type == kind), root)
 
 
 def _settings(root: nn.Module) -> tuple[Any, ...]:
@@ -153,24 +166,44 @@ def _attentions(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     return [module for name, module in named if not _CROSS.search(name)], cross
 
 
-def _of_stack(stack: _Stack, prefix: str = "", *, decoder: bool = False) -> Iterator[ShortFeature]:
-    """The features of a list of layers, under names with a prefix. decoder: of a model that has an encoder too."""
+def _encodes_and_decodes(root: Any) -> bool:
+    return bool(getattr(root.config, "is_encoder_decoder", False))
+
+
+def _is_whole(root: Any, stack: _Stack) -> bool:
+    """Whether a list holds all layers of a model that has one list alone: an encoder, or a decoder without one."""
+    alone = not (_encodes_and_decodes(root) and stack.side == "decoder")
+    counts = (
+        "num_hidden_layers",
+        *(["decoder_layers"] if stack.side == "decoder" else []),
+    )  # the first is an encoder's in BART
+    return alone and len(stack.layers) in [getattr(root.config, each, None) for each in counts]
+
+
+def _of_stack(
+    stack: _Stack, prefix: str = "", *, decoder: bool = False, around: nn.Module | None = None
+) -> Iterator[ShortFeature]:
+    """The features of a list of layers, under names with a prefix.
+
+    decoder: of a model that has an encoder too. around: the body of a model that has no other such list.
+    """
     yield _feature(f"{prefix}embeddings", [(states_into(stack.layers[0]),)])
-    yield _feature(f"{prefix}hidden", _hidden(stack))
+    yield _feature(f"{prefix}hidden", _hidden(stack, around))
     yield from _of_attentions(prefix, stack.own)
     if stack.cross:
         yield from _of_attentions("cross_", stack.cross, swapped=not decoder)
 
 
-def _hidden(stack: _Stack) -> list[tuple[Tap, ...]]:
-    """What goes into each layer, and at last what comes out of their owner, which may norm it.
+def _hidden(stack: _Stack, around: nn.Module | None) -> list[tuple[Tap, ...]]:
+    """What goes into each layer, and at last what comes out of the body around them, or of their owner, either of which may norm it.
 
     A layer that does not run, as the model is cut short before it, would have been given what the one before returned.
     """
     between = [
         (states_into(layer), states_of(before)) for before, layer in zip(stack.layers, stack.layers[1:], strict=False)
     ]
-    return [(states_into(stack.layers[0]),), *between, (states_of(stack.owner),)]
+    ends = [states_of(module) for module in (around, stack.owner) if module is not None]
+    return [(states_into(stack.layers[0]),), *between, tuple(ends)]
 
 
 def _of_attentions(prefix: str, attentions: tuple[nn.Module, ...], swapped: bool = False) -> Iterator[ShortFeature]:
@@ -196,8 +229,13 @@ def _pooled(root: nn.Module) -> Iterator[ShortFeature]:
 
 
 def _why_unknown(root: Any, stacks: list[_Stack]) -> str:
-    if not stacks:
-        return "it has no list of layers with an attention each whose projections bear known names"
+    sides = {stack.side for stack in stacks}
+    lacking = (
+        sorted({"encoder", "decoder"} - sides) if _encodes_and_decodes(root) and len(stacks) == 1 and any(sides) else []
+    )
+    if not stacks or lacking:
+        whose = f"its {lacking[0]}" if lacking else "it"
+        return f"{whose} has no list of layers with an attention each whose projections bear known names"
     told = ", ".join(f"{stack.path} of {len(stack.layers)}" for stack in stacks)
     count = getattr(root.config, "num_hidden_layers", None)
     return f"its config tells of {count} layers, and it has the lists {told}"

@@ -12,8 +12,8 @@ from brewer_core.architectures import Anatomy, ShortFeature, Tap, anatomy_of, of
 from brewer_core.captures.conditions import eager_attention, fused, graphs_in_checkpoints, running_hooks
 from brewer_core.captures.paths import NOTHING, PathFeature
 from brewer_core.errors import did_you_mean
-from brewer_core.feature_names import PREFIX
-from brewer_core.features import SHORT_NAMES, Feature, Features, features_read, known_feature, layers_read
+from brewer_core.feature_names import PREFIX, is_path
+from brewer_core.features import ATTENTION, SHORT_NAMES, Feature, Features, features_read, known_feature, layers_read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,11 +105,22 @@ class Captures:
                 f"{returns}, and no short names are known of its {model}, as {self.anatomy.reason}; name the path of a "
                 f"module: {', '.join(paths)}{more}"
             )
+        if name in self.anatomy.features:
+            axes = self.anatomy.features[name].axes
+            ran = f"no softmax over {axes} ran" if name in ATTENTION else "what computes it did not run"
+            return f"{returns}, and {ran} in the layers of its {model} that are read; name the path of a module"
         inside = [str(each) for key, each in self.anatomy.features.items() if key not in features]
         hint = did_you_mean(name, list(dict.fromkeys([*features, *self.anatomy.features])))
         close = hint if hint.startswith("; did") else ""
         offers = f", and its {model} has {', '.join(inside)}" if inside else ""
-        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}"
+        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
+
+    def _hint_of_module(self, name: str) -> str:
+        """How a module is named, where a name that is not there is that of one."""
+        if name not in dict(self.model.named_modules()):
+            return ""
+        written = name if is_path(name) else PREFIX + name
+        return f"; a module is read as {written!r}, with no layer beside it"
 
     def _tell_of_eager_attention(self) -> None:
         kind = fused(self.anatomy.settings)
@@ -179,15 +190,19 @@ class Capture:
         return features.lacking(absent) if absent else features
 
     def _feature(self, feature: ShortFeature) -> Feature | None:
-        """With None for a layer that is not read, or did not run; None for a feature without layers that did not."""
+        """With None for a layer that is not read, or did not run; None for a feature of which nothing ran."""
         read = set(self._plan.read_places(feature))
         tensors = [self._tensor(feature, place) if place in read else None for place in range(len(feature.layers))]
-        return known_feature(tensors, feature.axes) if feature.in_layers or tensors[0] is not None else None
+        ran = any(tensor is not None for tensor in tensors) or not read  # of a layer that there is not the term tells
+        return known_feature(tensors, feature.axes) if ran else None
 
     def _tensor(self, feature: ShortFeature, place: int) -> Tensor | None:
         taps = range(len(feature.layers[place]))
         noted = (self._noted.get((feature.name, place, i)) for i in taps)
-        return next((tensor for tensor in noted if tensor is not None), None)
+        tensor: Tensor | None = next((tensor for tensor in noted if tensor is not None), None)
+        # attention to more than the tokens, such as sinks, has no place in losses between maps of tokens
+        other = tensor is not None and feature.axes.endswith("L L") and tensor.shape[-1] != tensor.shape[-2]
+        return None if other else tensor
 
     def _note_first(self, slot: Slot | None, tensor: Any) -> None:
         if slot is not None and slot not in self._noted:

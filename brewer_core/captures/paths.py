@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from brewer_core.errors import RequestError, did_you_mean
-from brewer_core.feature_names import PREFIX, parse_path
+from brewer_core.feature_names import PREFIX, is_path, parse_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +67,16 @@ class PathFeature:
         """The tensor, or list of tensors, in what was noted of the module. Raises PathError where there is none."""
         import torch
 
-        path = self.name.removeprefix(PREFIX)
+        path = _written(self.name)
         if noted is NOTHING:
+            inside = next((name for name, _ in self.module.named_children()), "")
+            one = (
+                f"a module inside it, such as its {inside!r}"
+                if _never_runs(self.module) and inside
+                else "one that does"
+            )
             raise PathError(
-                f"the {self.owner}'s module {path!r} did not run in the forward pass, so it has no {self.what} to match; name "
-                "one that does.",
+                f"the {self.owner}'s module {path!r} did not run in the forward pass, so it has no {self.what} to match; name {one}.",
                 self.name,
             )
         verb = "was given" if self.what == "input" else "returned"
@@ -97,11 +103,27 @@ class PathFeature:
         try:
             if isinstance(found, _Arguments):
                 return found.at(int(part)) if numbered else found[part]
-            return found[int(part)] if numbered else found[part]
+            fields = _fields(found)
+            if part in fields:
+                return fields[part]
+            return _parts_of(found)[int(part) if numbered else part]
         except (KeyError, IndexError, TypeError) as error:
             raise PathError(
                 f"the {self.owner}'s module {path!r} {verb} {_shown(found)}, which has no part [{part}].", self.name
             ) from error
+
+
+def _written(name: str) -> str:
+    """A path as a config may name it: without the prefix where a dot tells that it is one."""
+    path = name.removeprefix(PREFIX)
+    return path if is_path(path) else name
+
+
+def _never_runs(module: nn.Module) -> bool:
+    """Whether a module only holds others."""
+    from torch import nn as modules
+
+    return isinstance(module, (modules.ModuleList, modules.ModuleDict))
 
 
 def _inside(model: nn.Module, path: str) -> nn.Module | None:
@@ -127,15 +149,34 @@ def _arguments(module: nn.Module, noted: tuple[tuple[Any, ...], Mapping[str, Any
     return _Arguments({name: given[name] for name in order})
 
 
+def _parts_of(found: Any) -> Any:
+    """What has parts itself. Raises TypeError for a tensor, whose parts are rows of the batch."""
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        raise TypeError("a tensor has no parts")
+    return found
+
+
+def _fields(found: Any) -> Mapping[str, Any]:
+    """The fields of a named tuple or a dataclass that is no mapping, by name."""
+    if isinstance(found, tuple) and hasattr(found, "_fields"):
+        return dict(zip(found._fields, found, strict=True))
+    if dataclasses.is_dataclass(found) and not isinstance(found, (type, Mapping)):
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return {}
+
+
 def _first_key(found: Any) -> Any:
-    return next(iter(found), 0) if isinstance(found, Mapping) else 0
+    return next(iter(found if isinstance(found, Mapping) else _fields(found)), 0)
 
 
 def _shown(found: Any) -> str:
     if isinstance(found, _Arguments):
         return f"{', '.join(found) or 'nothing'}"
-    if isinstance(found, Mapping):
-        return f"a {type(found).__name__} with {', '.join(map(str, found))}"
+    if isinstance(found, Mapping) or _fields(found):
+        named = found if isinstance(found, Mapping) else _fields(found)
+        return f"a {type(found).__name__} with {', '.join(map(str, named))}"
     if isinstance(found, (list, tuple)):
         return f"a {type(found).__name__} of {len(found)}"
     return f"a {type(found).__name__}"

@@ -178,7 +178,8 @@ def _problem(details: Any, model: type[BaseModel]) -> str:
     if details["type"].startswith("union_tag"):
         location += (details["ctx"]["discriminator"].strip("'()"),)
     owners, location = _owners(model, location)
-    path = path_text(location)
+    inside = details.get("ctx", {}).get("at")  # of what is wrong with one field, seen beside others
+    path = path_text(location if inside is None else (*location, inside))
     return f"{path}: {_reason(details, owners, location)}" if path else _reason(details, owners, location)
 
 

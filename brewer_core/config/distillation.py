@@ -176,9 +176,13 @@ class IntermediateMatch(Config):
             try:
                 self.reads(side)
             except ValueError as error:
-                raise PydanticCustomError(
-                    "text", "{key}: {error}", {"key": self.key(side), "error": str(error)}
-                ) from error
+                raise PydanticCustomError("text", "{error}", {"at": self.key(side), "error": str(error)}) from error
+        if None not in (self.feature, self.feature_T, self.feature_S):
+            raise PydanticCustomError(
+                "text",
+                "it is read of neither side, as feature_T and feature_S name both; leave it out",
+                {"at": "feature"},
+            )
         return self
 
     @model_validator(mode="after")
@@ -187,14 +191,17 @@ class IntermediateMatch(Config):
         if self.layers is None:
             return self
         if self.layer_T is not None or self.layer_S is not None:
-            raise PydanticCustomError("text", "layers stand in place of layer_T and layer_S; give one or the other")
+            raise PydanticCustomError(
+                "text", "they stand in place of layer_T and layer_S; give one or the other", {"at": "layers"}
+            )
         for side in ("T", "S"):
             for read in self.reads(side):
                 if read.layers is not None or read.feature.startswith(PREFIX):
                     raise PydanticCustomError(
                         "text",
-                        "layers map those of a feature such as `hidden`, and {key} names {what}; leave layers out",
+                        "they map those of a feature such as `hidden`, and {key} names {what}; leave layers out",
                         {
+                            "at": "layers",
                             "key": self.key(side),
                             "what": "a module" if read.layers is None else "a layer itself",
                         },

@@ -93,9 +93,18 @@ _OF_TYPE: Mapping[str, Callable[[str, Schema], Iterator[Any]]] = {
 }
 
 
+_SUITED: tuple[tuple[str, str | list[str]], ...] = (
+    ("(query, key, value)", ["query", "key", "value"]),
+    ("attention [B, H, L, L] and values", ["attention", "value"]),
+    ("scores before the softmax", "scores"),
+    ("[B, H, L, L]", "attention"),
+)
+"""What a match loss reads, by what its docstring says; the first that is found counts."""
+
+
 def _match(component: Component, **more: Any) -> dict[str, Any]:
     """A match of features that suit the loss, which its docstring tells by their shapes."""
-    feature = "attention" if "[B, H, L, L]" in component.text else "hidden"
+    feature = next((feature for phrase, feature in _SUITED if phrase in component.text), "hidden")
     layer: int | list[int] = [0, 1] if "pairs of [" in component.text else 1
     match = {"layer_T": layer, "layer_S": layer, "feature": feature, **more, "weight": 1}
     return {"distillation": {"intermediate_matches": [match]}}

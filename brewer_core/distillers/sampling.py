@@ -13,6 +13,7 @@ from brewer_core.batches import side
 from brewer_core.config import DistillationConfig
 from brewer_core.distillers.lesson import Adaptor, TaughtBy
 from brewer_core.errors import RequestError
+from brewer_core.features import Features
 from brewer_core.objective import searched, with_pairs
 from brewer_core.protocols import ModelInfo, Teacher
 from brewer_core.teachers import LiveTeacher
@@ -50,14 +51,19 @@ class Sampling:
         """
         if sample is None:
             return Known(ModelInfo("student"), {name: each.info for name, each in teachers.items()}, config)
-        first = next(iter(teachers.values()))
         batches = {name: _batch_of(sample, each) for name, each in teachers.items()}
-        of_first = adaptor[first.tasks[0]] if isinstance(adaptor, Mapping) else adaptor
-        own = self._live(student, of_first).features(side(batches[first.name], "student"), _needs(config, "S"))
+        adaptors = {name: _adaptor_for(adaptor, each) for name, each in teachers.items()}
+
+        def own(name: str) -> Features:
+            """The student's features for the batch of a teacher."""
+            return self._live(student, adaptors[name]).features(side(batches[name], "student"), _needs(config, "S"))
+
         needs = _needs(config, "T")
+        known = ModelInfo.of("student", own(next(iter(teachers))))
         answers = {name: self._teacher(each).features(batches[name], needs) for name, each in teachers.items()}
         infos = {name: ModelInfo.of(name, answers[name], each.weight, each.tasks) for name, each in teachers.items()}
-        return Known(ModelInfo.of("student", own), infos, with_pairs(config, searched(config, own, answers, infos)))
+        found = searched(config, lambda name: [(own(name), answers[name])], infos)
+        return Known(known, infos, with_pairs(config, found))
 
     def _teacher(self, taught_by: TaughtBy) -> Teacher:
         if not isinstance(taught_by.model, nn.Module):
@@ -78,6 +84,11 @@ class Sampling:
 def _needs(config: DistillationConfig, side: Literal["S", "T"]) -> frozenset[str]:
     """All layers of what matches read on a side."""
     return frozenset({"inputs_mask"}).union(read.feature for match in config.matches for read in match.reads(side))
+
+
+def _adaptor_for(adaptor: Adaptor | Mapping[str, Adaptor], teacher: TaughtBy) -> Adaptor:
+    """The student's adaptor for what a teacher teaches."""
+    return adaptor[teacher.tasks[0]] if isinstance(adaptor, Mapping) else adaptor
 
 
 def _batch_of(sample: Any, teacher: TaughtBy) -> Any:

@@ -164,7 +164,7 @@ class Balancing:
         if not trained:
             modules = [name for name, _ in self._learner.student.named_modules() if name]
             raise RequestError(
-                f"shared: the student has nothing called {self._place!r} that is trained"
+                f"the student has nothing that is trained called {self._place!r}, which the balancer's option `shared` names"
                 f"{did_you_mean(self._place, [*modules, *named])}"
             )
         return trained
@@ -179,6 +179,26 @@ class Balancing:
                 "which gradients are taken in the balancer's option `shared`."
             )
         self._place = next(iter(places), None)
+
+
+class GradientTrial:
+    """Takes the gradients that a balancer reads, of a batch after the other, before anything is trained."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._balancing = Balancing(learner, Processes(), torch.amp.GradScaler("cpu", enabled=False))
+
+    @property
+    def needed(self) -> bool:
+        """Whether the balancer reads any."""
+        return self._learner.balancer is not None and self._learner.balancer.reads_gradients
+
+    def take(self, losses: Mapping[str, Tensor], step: Step) -> None:
+        """Raises RequestError where a loss has none by the place at which they are taken, or there is no such place."""
+        if self.needed:
+            weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
+            self._balancing.begin(step, weights)
+            self._balancing.told(Balanced(dict(losses), UNBALANCED), None, 1)
 
 
 class _Sums:

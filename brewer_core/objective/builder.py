@@ -90,6 +90,10 @@ class Builder:
     def match_terms(self, position: int, match: IntermediateMatch) -> list[MatchTerm]:
         """The match at a position of the list; of one with `layers` a term for each pair."""
         path = f"intermediate_matches[{position}]"
+        before = len(self.problems)
+        self._check_projected(path, match)
+        if len(self.problems) > before:
+            return []
         if match.layers is None:
             written = {path: match}
         else:
@@ -106,10 +110,6 @@ class Builder:
         if len(own.each) != len(taught.each):
             self.problems.append(
                 f"{path}: it reads {len(own.each)} features of the student and {len(taught.each)} of the teacher; name as many of each"
-            )
-        if own.more and match.proj is not None:
-            self.problems.append(
-                f"{path}.proj: it brings one feature to the teacher's width, and the match reads several"
             )
         named = self._named_teacher(path, match.teacher)
         asked = [self.teachers[named]] if named is not None else list(self.teachers.values())
@@ -135,6 +135,19 @@ class Builder:
             teacher=named,
             written=match,
         )
+
+    def _check_projected(self, path: str, match: IntermediateMatch) -> None:
+        """Note a projection of what has no width of its own, once for all pairs."""
+        own = sources_of(match)[0]
+        if match.proj is not None and own.more:
+            self.problems.append(
+                f"{path}.proj: it brings one feature to the teacher's width, and the match reads several"
+            )
+        elif match.proj is not None and match.proj_dims is None and own.feature in self.student.maps:
+            self.problems.append(
+                f"{path}.proj: {_shown(own.feature)!r} are maps from tokens to tokens, as wide as the batch is long; leave it out, and "
+                "take a loss that compares maps"
+            )
 
     def _written_out(self, path: str, match: IntermediateMatch) -> list[IntermediateMatch]:
         """The match for each pair of its layers, in the student's order, each with its projection; none where there is a problem."""

@@ -5,8 +5,10 @@ Shapes: B rows, L tokens, D width, N valid tokens, S layers of the student, T la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from brewer_core.config import DistillationConfig, IntermediateMatch
@@ -17,6 +19,9 @@ from brewer_core.protocols import ModelInfo
 
 TOKENS = 1024
 """How many tokens layers are compared on at most, for which the products of all pairs are made."""
+
+Compared: TypeAlias = Iterable[tuple[Features, Features]]
+"""What a student and a teacher give for the same batches, one after the other, as far as they are asked for."""
 
 
 def linear_cka(one: Tensor, other: Tensor) -> Tensor:
@@ -62,11 +67,11 @@ def most_alike(likeness: Sequence[Sequence[float]]) -> list[int]:
 
 
 def searched(
-    config: DistillationConfig, student: Features, teachers: Mapping[str, Features], infos: Mapping[str, ModelInfo]
+    config: DistillationConfig, compared: Callable[[str], Compared], infos: Mapping[str, ModelInfo]
 ) -> dict[int, Pairs]:
     """The pairs of each match whose `layers` are to be searched, by its position, from features of the same rows.
 
-    teachers, infos: of each teacher by name. Layers alone are mapped, the embeddings' output is not.
+    compared: for the name of a teacher. infos: of each teacher by name. Layers alone are mapped, the embeddings' output is not.
     Raises ConfigError with everything for which layers cannot be compared.
     """
     found, problems = dict[int, Pairs](), list[str]()
@@ -74,7 +79,7 @@ def searched(
         if match.layers != "cka":
             continue
         try:
-            found[position] = _pairs(match, student, teachers[_teacher(match, infos)])
+            found[position] = _pairs(match, compared(_teacher(match, infos)))
         except RequestError as error:
             problems.append(f"intermediate_matches[{position}].layers: {str(error).rstrip('.')}")
     if problems:
@@ -105,21 +110,36 @@ def _teacher(match: IntermediateMatch, infos: Mapping[str, ModelInfo]) -> str:
     return str(match.teacher)
 
 
-def _pairs(match: IntermediateMatch, student: Features, teacher: Features) -> Pairs:
-    own = _layers("student", student, match.reads("S")[0].feature)
-    taught = _layers("teacher", teacher, match.reads("T")[0].feature)
-    rows = [_tokens(student, states) for states in own.values()]
-    columns = [_tokens(teacher, states) for states in taught.values()]
-    if rows[0].shape[0] != columns[0].shape[0]:
-        raise RequestError(
-            f"the student has {rows[0].shape[0]} tokens in a batch and the teacher {columns[0].shape[0]}; layers are compared on "
-            'the same tokens, so name pairs, or use "uniform".'
-        )
-    taught_products = [_products(column[:TOKENS]) for column in columns]
-    own_products = [_products(row[:TOKENS]) for row in rows]
-    likeness = [[float((row * column).sum()) for column in taught_products] for row in own_products]
-    places = list(taught)
-    return tuple((places[column], place) for place, column in zip(own, most_alike(likeness), strict=True))
+def _pairs(match: IntermediateMatch, compared: Compared) -> Pairs:
+    rows, columns = dict[int, list[Tensor]](), dict[int, list[Tensor]]()
+    count = 0
+    for student, teacher in compared:
+        own = _layers("student", student, match.reads("S")[0].feature)
+        taught = _layers("teacher", teacher, match.reads("T")[0].feature)
+        found = [_tokens_of(side, features) for side, features in ((own, student), (taught, teacher))]
+        lengths = [next(iter(states.values())).shape[0] for states in found]
+        if lengths[0] != lengths[1]:
+            raise RequestError(
+                f"the student has {lengths[0]} tokens in a batch and the teacher {lengths[1]}; layers are compared on the same tokens, so "
+                'name pairs, or use "uniform".'
+            )
+        for kept, states in zip((rows, columns), found, strict=True):
+            for place, tokens in states.items():
+                kept.setdefault(place, []).append(tokens)
+        count += lengths[0]
+        if count >= TOKENS:
+            break
+    own_products, taught_products = (
+        {place: _products(torch.cat(parts)[:TOKENS]) for place, parts in kept.items()} for kept in (rows, columns)
+    )
+    likeness = [[float((row * column).sum()) for column in taught_products.values()] for row in own_products.values()]
+    places = list(taught_products)
+    return tuple((places[column], place) for place, column in zip(own_products, most_alike(likeness), strict=True))
+
+
+def _tokens_of(layers: Mapping[int, Tensor], features: Features) -> dict[int, Tensor]:
+    """[N, D]: the states of valid tokens of each layer by its place."""
+    return {place: _tokens(features, states) for place, states in layers.items()}
 
 
 def _layers(owner: str, features: Features, feature: str) -> dict[int, Tensor]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from brewer_core.errors import RequestError
+from brewer_core.features import WITHOUT_LAYERS
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 """Places of a teacher's layer and of a student's."""
@@ -28,7 +29,9 @@ class Layers:
 
     @classmethod
     def of(cls, feature: str, places: int) -> Layers:
-        """Those of a feature by its name and its number of places."""
+        """Those of a feature by its name and its number of places. Raises RequestError for one that has no layers."""
+        if feature in WITHOUT_LAYERS and places == 1:
+            raise RequestError(f"{feature!r} has no layers to map; leave layers out, or name a feature that has some.")
         embeddings = feature in _WITH_EMBEDDINGS
         return cls(places - embeddings, embeddings)
 

@@ -296,11 +296,16 @@ class Assembly:
         return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
     def training_loader(
-        self, dataset: JoinedText, training: Optimization, purpose: str, whole_steps: bool = False
+        self,
+        dataset: JoinedText,
+        training: Optimization,
+        purpose: str,
+        whole_steps: bool = False,
+        processes: Processes | None = None,
     ) -> TextLoader:
         """Shuffled batches of rows to train on, augmented anew in every pass where the config says so.
 
-        whole_steps: the rows of an optimizer step in each batch.
+        whole_steps: the rows of an optimizer step in each batch. processes: that share each batch; those of the run if None.
         """
         augmented = any(dataset.augmenters)
         rows: Any = dataset
@@ -318,7 +323,7 @@ class Assembly:
             raise DataError(
                 f"drop_last: {len(dataset)} rows do not fill a step of {training.step_rows}; take a smaller step."
             )
-        return TextLoader(rows, batches, self.processes, numbered=augmented, ahead=self._ahead)
+        return TextLoader(rows, batches, processes or self.processes, numbered=augmented, ahead=self._ahead)
 
     def evaluated_on(self, use: str) -> dict[str, tuple[str, str]]:
         """The data that models are evaluated on by task, `data` or `test`, each with its place in the config."""

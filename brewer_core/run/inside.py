@@ -5,6 +5,7 @@ Shapes: B rows, L tokens, M tokens of a decoder, H heads, D width, C classes, V 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,9 @@ from brewer_core.features import Features
 
 ROWS, TOKENS, DECODED = 2, 7, 5
 """Of the dummy forward pass; few, and unlike one another, so that an axis is known by its size."""
+
+_MOST_PARAMETERS = 1_000_000_000
+"""Of a model that is made with memory for its weights, 4 GB of them, because it cannot run without."""
 
 _CONFIG = "config.json"
 _SUBFOLDERS = ("student", "model")  # of a run, and of its stages
@@ -89,21 +93,50 @@ def look_inside(folder: Path) -> Inside:
     Raises RequestError for one that transformers cannot make or run.
     """
     config, make = _told(folder)
-    decodes = bool(getattr(config, "is_encoder_decoder", False))
     problems: list[Exception] = []
-    for device, masked, decoded in itertools.product(
-        ("meta", "cpu"), (False, True), (True, False) if decodes else (False,)
-    ):
-        try:
-            return _looked(_made(make, config, device), device, masked, decoded)
-        except (
-            Exception
-        ) as error:  # whatever a model raises that is run so; it may want other inputs, or look at their values
-            problems.append(error)
+    found = _tried(make, config, "meta", problems) or _tried(make, config, "cpu", problems)
+    if found is not None:
+        return found
     raise RequestError(
         f"{folder}: its {config.model_type} model cannot be run on {ROWS} texts of {TOKENS} tokens ({_line(problems[-1])}); its features "
         "cannot be listed."
     ) from problems[-1]
+
+
+def _tried(make: Callable[[Any], Any], config: Any, device: str, problems: list[Exception]) -> Inside | None:
+    """What the model has inside, made on a device and run in whichever form it takes; None where none goes, and why joins the problems.
+
+    Raises RequestError for one that runs in none on the device without memory and is too large for another.
+    """
+    try:
+        model = _made(make, config, device)
+        for masked, decoded in itertools.product((False, True), (True, False) if _decodes(model) else (False,)):
+            found = _run_so(model, device, masked, decoded, problems)
+            if found is not None:
+                return found
+    except Exception as error:  # whatever a class raises that is made of a config which is none of its own
+        problems.append(error)
+        return None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if device == "meta" and count > _MOST_PARAMETERS:
+        raise RequestError(
+            f"the {type(model).__name__} of {count:,} parameters cannot be run without memory for its weights ({_line(problems[-1])}), and "
+            f"only one of {_MOST_PARAMETERS:,} at most is made with them; name a folder with a smaller model of its kind."
+        ) from problems[-1]
+    return None
+
+
+def _run_so(model: Any, device: str, masked: bool, decoded: bool, problems: list[Exception]) -> Inside | None:
+    try:
+        return _looked(model, device, masked, decoded)
+    except Exception as error:  # whatever a model raises that wants other inputs, or looks at their values
+        problems.append(error)
+        return None
+
+
+def _decodes(model: Any) -> bool:
+    """Whether a model takes tokens for a decoder; the encoder of such a model does not, and would swallow them."""
+    return "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -162,6 +195,7 @@ def _told(folder: Path) -> tuple[Any, Callable[[Any], Any]]:
 
 def _made(make: Callable[[Any], Any], config: Any, device: str) -> Any:
     config._attn_implementation = "eager"
+    config._experts_implementation = "batched_mm"  # the others look at which tokens go to which expert
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # classifiers of decoders look for it
     if getattr(config, "decoder_start_token_id", None) is None:

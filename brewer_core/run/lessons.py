@@ -20,12 +20,13 @@ from brewer_core.engine import Duration
 from brewer_core.errors import ConfigError
 from brewer_core.features import Features
 from brewer_core.learner import Learner
-from brewer_core.objective import Objective, Pairs, balancer_of, path_problems, places_of, searched, with_pairs
+from brewer_core.objective import Objective, Pairs, balancer_of, path_problems, places_of, with_pairs
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Strategy, Teacher
 from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.caching import Asked, Decision, cached, check_form, decided, notes
 from brewer_core.run.loading import TextLoader
+from brewer_core.run.searching import searched_layers
 from brewer_core.run.tasks import adaptor_of, trained_model
 from brewer_core.run.teaching import Teaching, released
 from brewer_core.teachers import evaluating
@@ -131,7 +132,15 @@ def distill_lesson(
         answers = teaching.answers(samples)
     own, infos = ModelInfo.of(stage.student, known), teaching.infos(answers)
     if layers is None:
-        layers = _searched(assembly, stage.distillation, path, known, answers, infos)
+        with _below(path):
+            layers = searched_layers(
+                assembly,
+                stage,
+                teaching,
+                sets,
+                infos,
+                lambda task, batch: _features(student.model, adaptors[task], batch, teaching),
+            )
     with seeded(assembly.seed("parts", stage.name), assembly.device):  # projections are drawn
         objective = _objective(assembly, with_pairs(stage.distillation, layers), path, own, infos)
         parts = strategy.build(own, infos)
@@ -171,19 +180,6 @@ def distill_lesson(
         decisions,
         layers,
     )
-
-
-def _searched(
-    assembly: Assembly,
-    config: DistillationConfig,
-    path: str,
-    student: Features,
-    answers: Mapping[str, Features],
-    infos: Mapping[str, ModelInfo],
-) -> dict[int, Pairs]:
-    """The pairs of layers that are searched, as the first process finds them on its rows of the first batch."""
-    with _below(path):
-        return assembly.processes.of_first(lambda: searched(config, student, answers, infos))
 
 
 def _objective(

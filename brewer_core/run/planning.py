@@ -13,6 +13,7 @@ from torch import Tensor
 from brewer_core.batches import move_to_device
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
 from brewer_core.config.run import TeacherRef
+from brewer_core.engine.balancing import GradientTrial
 from brewer_core.errors import BrewerError, ConfigError
 from brewer_core.precision import check_precision
 from brewer_core.protocols import Step
@@ -114,13 +115,19 @@ def try_batch(lesson: Lesson, task: str, batch: Any) -> Mapping[str, Tensor]:
 
 def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float], Sequence[str]]:
     """Build a stage and compute its losses on one batch, without gradient; its steps, its terms, and what is said of it."""
+    path = f"stages[{position}]"
     lesson, terms = stage_lesson(assembly, position), dict[str, float]()
-    with evaluating(lesson.learner), torch.no_grad(), located(f"stages[{position}]"):
+    gradients = GradientTrial(lesson.learner)
+    with evaluating(lesson.learner), torch.set_grad_enabled(gradients.needed):
         for task, batch in first_batches(lesson, assembly.trying_device).items():
-            losses = try_batch(lesson, task, batch)
+            with located(path):
+                losses = try_batch(lesson, task, batch)
+            with located(f"{path}.distillation.balancer"):
+                gradients.take(losses, Step(0, lesson.total_steps))
             terms |= {f"{name}/{task}" if task else name: loss.item() for name, loss in losses.items()}
-    path = f"stages[{position}].training"
-    check_training(assembly.config.stages[position].training, lesson.learner.student, lesson.total_steps, path)
+    check_training(
+        assembly.config.stages[position].training, lesson.learner.student, lesson.total_steps, f"{path}.training"
+    )
     return lesson.total_steps, terms, lesson.notes
 
 
@@ -130,7 +137,13 @@ def located(path: str) -> Iterator[None]:
     try:
         yield
     except BrewerError as error:
-        raise ConfigError([f"{path}: {str(error).rstrip('.')}"], "config") from error
+        raise ConfigError([_within(path, str(error).rstrip("."))], "config") from error
+
+
+def _within(stage: str, problem: str) -> str:
+    """A problem of a stage; one of a term of its losses, which begins with the term's path, has the whole path."""
+    of_term = problem.startswith(("intermediate_matches[", "kd_loss_type"))
+    return f"{stage}.distillation.{problem}" if of_term else f"{stage}: {problem}"
 
 
 def evaluators_for(assembly: Assembly, use: str) -> TaskEvaluators:

@@ -42,10 +42,15 @@ class Teaching:
 
     def answers(self, samples: Mapping[str, Batch]) -> dict[str, Features]:
         """All layers of what is read of each teacher, for a few rows of its task."""
-        return {
-            name: self.live[name].features(samples[ref.task or ""], features_read(self.needs.teacher(name)))
-            for name, ref in self._refs.items()
-        }
+        return {name: self.answer(name, samples[self.task_of(name)]) for name in self._refs}
+
+    def answer(self, name: str, sample: Batch) -> Features:
+        """All layers of what is read of a teacher, for rows of its task."""
+        return self.live[name].features(sample, features_read(self.needs.teacher(name)))
+
+    def task_of(self, name: str) -> str:
+        """The task that a teacher teaches; empty where there is one alone."""
+        return self._refs[name].task or ""
 
     def infos(self, answers: Mapping[str, Features]) -> dict[str, ModelInfo]:
         """What is known of each teacher by what it answers."""

@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 NOTICE = "<!-- Written by docs/reference/generate.py from the code: edit the docstrings there, and run it again. -->"
 DISTRIBUTIONS = ("brewer-core", "brewer-loss-pkd")
 UNFORMATTED = "<!-- fmt: off -->"  # the examples stand in docstrings, where a formatter leaves them alone
+WIDE = "---\nhide:\n  - toc\n---\n"  # its tables need the room
 PLAIN = {int: "integer", float: "number", bool: "true or false", str: "text", NoneType: "null", Any: "any value"}
 BOUNDS = {Gt: ("gt", ">"), Ge: ("ge", ">="), Lt: ("lt", "<"), Le: ("le", "<=")}
 
@@ -62,12 +63,12 @@ A distribution that provides a kind is called `brewer-<family>-<name>`, and its 
 
 LOSSES_HEAD = """# Losses
 
-Every loss of this repository: what it computes, what it reads, what it is the mean over, and what it costs beside the models.
+Every loss of this repository: what it computes, what it reads and is the mean over, and what it costs beside the models.
 `brewer describe kd-loss NAME` and `brewer describe match-loss NAME` tell all of one, with the options and how to write it in a config.
 
 Letters: p the teacher's distribution at the temperature T, softmax(teacher / T), q the student's; S and T as indices student and
-teacher; B rows, L tokens, N valid positions, V vocabulary or classes, C candidates, H heads, D width. Losses are computed in float32, or in
-float64 where that is given, and padding has no part in them.
+teacher; B rows, L tokens, N valid positions, V vocabulary or classes, C candidates, H heads, D width. Logits are [N, V] or [B, L, V].
+Losses are computed in float32, or in float64 where that is given, and padding has no part in them.
 """
 
 LOSS_KINDS = {
@@ -98,7 +99,7 @@ def hook_page(kind: Kind) -> str:
 
 def losses_page() -> str:
     """The page of losses: a table for each kind."""
-    return "\n".join([NOTICE, "", LOSSES_HEAD, *map(_losses, LOSS_KINDS)]).rstrip() + "\n"
+    return "\n".join([WIDE, NOTICE, "", LOSSES_HEAD, *map(_losses, LOSS_KINDS)]).rstrip() + "\n"
 
 
 def losses_of(kind: str) -> list[Component]:
@@ -263,16 +264,15 @@ def _facts(kind: Kind, specification: Any) -> Iterator[str]:
 
 
 def _losses(kind: str) -> str:
-    lines = [f"## {LOSS_KINDS[kind]}", "", "| name | formula | reads | mean over | range | options | cost | source |"]
-    return "\n".join([*lines, "|---" * 8 + "|", *map(_loss, losses_of(kind)), ""])
+    lines = [f"## {LOSS_KINDS[kind]}", "", "| name | formula | reads | range | options | cost | source |"]
+    return "\n".join([*lines, "|---" * 7 + "|", *map(_loss, losses_of(kind)), ""])
 
 
 def _loss(loss: Component) -> str:
     told = told_of(loss)
     name = f"**`{loss.name}`** {loss.facts.title or told['first'].rstrip('.')}"
-    over = "batch" if loss.facts.over == "batch" else str(loss.facts.over or "rows").replace("_", " ")
     options = ", ".join(f"`{option.name}`" for option in loss.signature.options)
-    cells = (name, told["Formula"], _reads(loss, told), over, told["Returns"], options, told["Cost"], told["Source"])
+    cells = (name, told["Formula"], _reads(loss, told), told["Returns"], options, told["Cost"], told["Source"])
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -298,8 +298,10 @@ def _first_sentence(text: str) -> str:
 
 
 def _reads(loss: Component, told: Mapping[str, str]) -> str:
-    main = "logits [N, V] or [B, L, V]" if loss.kind.name == "kd_loss" else told["student"]
-    return ", ".join([main, *(f"`{name}`" for name in loss.signature.inputs if name in ("labels", "mask"))])
+    main = "logits" if loss.kind.name == "kd_loss" else told["student"]
+    over = str(loss.facts.over or "rows").replace("_", " ").replace("logits", "positions")
+    further = [f"`{name}`" for name in loss.signature.inputs if name in ("labels", "mask")]
+    return f"{', '.join([main, *further])}; mean over {'the batch as a whole' if over == 'batch' else over}"
 
 
 def _codes(names: Sequence[str]) -> str:

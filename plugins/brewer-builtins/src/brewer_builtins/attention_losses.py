@@ -31,6 +31,9 @@ PADDING_SCORE = -1e-3
 UNSEEN_SCORE = -1e2
 """TinyBERT's code takes scores up to this one for keys that must not be seen."""
 
+MASKED_SCORE = -5e3
+"""Scores up to this one hold what models add for keys that must not be seen: -1e4, or the least number of a type, which differs."""
+
 SMALLEST_PROBABILITY = 1e-12
 
 Normalized = Annotated[
@@ -47,7 +50,8 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     """Mean squared difference of attention, head by head.
 
     Formula: mean over heads and pairs of valid tokens of (A_S - A_T)².
-    student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over heads and pairs of valid tokens.
+    student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over heads and pairs of valid tokens; with a
+    mask a score of at most -5,000, which stands for a token that must not be seen, such as a later one, counts as 0 on its side.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where H or L differs.
     Cost: O(B H L²).
@@ -63,7 +67,8 @@ def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     """Mean squared difference of attention summed over heads; the models may have different numbers of heads.
 
     Formula: mean over pairs of valid tokens of (Σ_h A_S,h - Σ_h A_T,h)².
-    student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over pairs of valid tokens.
+    student, teacher: [B, H, L, L] or [B, L, L]; scores, or probabilities. The mean is over pairs of valid tokens; with a mask a sum
+    of at most -5,000, which stands for a token that must not be seen, such as a later one, counts as 0 on its side.
     Returns a scalar, at least 0; 0 where no token is valid.
     Raises ShapeError where L differs.
     Cost: O(B H L²).
@@ -71,7 +76,7 @@ def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     stands for padding or not: give a mask where scores may be negative.
     """
     check_single(student, teacher)
-    student, teacher = (a.sum(dim=1) if a.dim() == 4 else a for a in (student, teacher))
+    student, teacher = (in_full(a).sum(dim=1) if a.dim() == 4 else a for a in (student, teacher))
     check_attention(student, teacher)
     return _squared_error(student, teacher, mask)
 
@@ -111,7 +116,7 @@ def attention_ce_mean(
     Source: TextBrewer, arXiv:2002.12620, with the same treatment of padding as `attention_ce`.
     """
     check_single(student, teacher)
-    student, teacher = (a.mean(dim=1) if a.dim() == 4 else a for a in (student, teacher))
+    student, teacher = (in_full(a).mean(dim=1) if a.dim() == 4 else a for a in (student, teacher))
     check_attention(student, teacher)
     return _cross_entropy(student, teacher, mask, normalized)
 
@@ -141,23 +146,30 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
 
 def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared difference of attention over heads and pairs of valid tokens."""
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         student, teacher = (torch.where(a <= PADDING_SCORE, 0, a) for a in (student, teacher))
         return F.mse_loss(student, teacher)
+    check_square(student)
     valid = valid_tokens(mask, student)
     pairs = queries_of(valid, student) & keys_of(valid, student)
-    student, teacher = (torch.where(pairs, a, 0) for a in (student, teacher))
+    student, teacher = (torch.where(pairs, _unmasked(a), 0) for a in (student, teacher))
     return F.mse_loss(student, teacher, reduction="none").sum() / (pair_count(valid) * _heads(student))
+
+
+def _unmasked(scores: Tensor) -> Tensor:
+    """The same scores, 0 where a model's own mask was added: models of two types of numbers would differ by all of theirs."""
+    return torch.where(scores <= MASKED_SCORE, 0, scores)
 
 
 def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normalized: bool) -> Tensor:
     """Mean over heads and valid queries of the cross-entropy over valid keys."""
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)
         return -_expectation(p, log_q).mean()
+    check_square(student)
     valid = valid_tokens(mask, student)
     queries, keys = queries_of(valid, student), keys_of(valid, student)
     # before the softmax: its gradient is NaN where a padding query sees no key at all

@@ -39,7 +39,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, eq. 8.
     """
     check_states(student, teacher)
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         return F.mse_loss(student, teacher)
     valid = valid_tokens(mask, student)
@@ -61,7 +61,7 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108, section 3.
     """
     check_states(student, teacher)
-    teacher = teacher.detach()
+    student, teacher = in_full(student), in_full(teacher.detach())
     valid = None if mask is None else valid_tokens(mask, student)
     if valid is not None:
         student, teacher = without_padding(student, valid), without_padding(teacher, valid)
@@ -81,11 +81,16 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     student, teacher: pairs of [B, L, D1] and [B, L, D2]. The product is the mean over a row's valid tokens, [B, D1, D2],
     and the loss the mean over rows and D1 times D2; a row without valid tokens adds 0.
     Returns a scalar, at least 0.
-    Raises ShapeError for single layers, and where a width differs: give the match a projection.
+    Raises ShapeError for single layers or layers of other tokens, and where a width differs: give the match a projection.
     Cost: O(B L D1 D2).
     Source: a variant of Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR, eq. 1 and 2, with tokens for places.
     """
     check_pairs(student, teacher)
+    for side, (first, second) in (("student", student), ("teacher", teacher)):
+        if first.dim() != 3 or first.shape[:-1] != second.shape[:-1]:
+            raise ShapeError(
+                f"the {side}'s two layers are {shown(first)} and {shown(second)}; they must be [B, L, D] of the same rows and tokens."
+            )
     for own, taught in zip(student, teacher, strict=True):
         check_width(own, taught)
     return F.mse_loss(_flow(student, mask), _flow(teacher, mask).detach())
@@ -155,7 +160,7 @@ def at(
 
 def _flow(layers: Sequence[Tensor], mask: Tensor | None) -> Tensor:
     """[B, D1, D2]: the mean over a row's valid tokens of the products of its states in two layers."""
-    first, second = layers
+    first, second = map(in_full, layers)
     if mask is None:
         return first.mT @ second / second.shape[1]
     valid = valid_tokens(mask, first)
@@ -165,7 +170,7 @@ def _flow(layers: Sequence[Tensor], mask: Tensor | None) -> Tensor:
 
 def _similarity(layers: Sequence[Tensor]) -> Tensor:
     """[B, L, L]: the products of every token's state in the first layer with every token's in the second, divided by D."""
-    first, second = layers
+    first, second = map(in_full, layers)
     return first @ second.mT / second.shape[-1]
 
 

@@ -30,7 +30,11 @@ def all_or_valid(mask: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def without_padding(states: Tensor, valid: Tensor) -> Tensor:
-    """[B, L, D]: the same states, 0 at padding."""
+    """[B, L, D], or [N, D] of items [N]: the same states, 0 at padding. Raises ShapeError for what has other axes, such as attention."""
+    if states.shape[:-1] != valid.shape:
+        raise ShapeError(
+            f"the states are {shown(states)} and the mask of their tokens {shown(valid)}; this loss compares states of tokens, [B, L, D]."
+        )
     return torch.where(valid.unsqueeze(-1), states, 0)
 
 

@@ -27,7 +27,7 @@ def margin_mse(
 ) -> Tensor:
     """Margin MSE: squared difference of the margins by which the positive candidate is ahead of each negative one.
 
-    Formula: mean over queries and negatives of ((s⁺ - s⁻) - (t⁺ - t⁻))².
+    Formula: mean over queries, of each the mean over its negatives, of ((s⁺ - s⁻) - (t⁺ - t⁻))².
     student, teacher: scores [B, C], of which the first column is the positive candidate's; or a pair of the positives' scores,
     [B] or [B, 1], and the negatives', [B] or [B, N]. A query without its positive or without negatives adds 0.
     Returns a scalar, at least 0; 0 where the margins agree, whatever the scores.

@@ -117,7 +117,7 @@ def sp(
         own, taught, valid = rows_of(student, teacher, mask, None, "mean")
     else:
         own, taught, valid = rows_of(student, teacher, mask, teacher_mask, pool)
-    difference = unit(own @ own.mT) - unit(taught @ taught.mT)
+    difference = _directions(own) - _directions(taught)
     return difference.square().sum() / valid.sum().clamp(min=1).square()
 
 
@@ -169,6 +169,14 @@ def cka(
     known = scale > 0
     alignment = torch.where(known, cross / torch.where(known, scale, 1).sqrt(), 0)
     return torch.where(valid.sum() < fewest, 0 * alignment, 1 - alignment)
+
+
+def _directions(states: Tensor) -> Tensor:
+    """[B, B]: the similarities of rows, each row of them of unit length."""
+    # at any scale they have the same directions; at this one, squares of large and small states stay in range
+    largest = states.detach().abs().amax() if states.numel() else states.new_ones(())
+    scaled = states / torch.where(largest == 0, 1, largest)
+    return unit(scaled @ scaled.mT)
 
 
 def _pairs(valid: Tensor) -> Tensor:

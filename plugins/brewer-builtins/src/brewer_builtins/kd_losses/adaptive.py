@@ -37,7 +37,8 @@ def adaptive_kl(
         Field(
             gt=0,
             le=1,
-            description="The head: the teacher's most likely classes that together have no more than this, and always the first.",
+            description="The head: the teacher's most likely classes that together have no more than this, and always the first. "
+            "At 1 all are in it, and the loss is that of `kl`.",
         ),
     ] = 0.5,
     t_squared: TSquared = True,
@@ -61,7 +62,10 @@ def adaptive_kl(
     """
     check_kept("adaptive_kl", teacher_logits, of_top_k, {"standardise": standardise})
     both = softened(student_logits, teacher_logits, temperature, standardise)
-    forward, reverse = kl_divergence(both.teacher, both.student), kl_divergence(both.student, both.teacher)
+    forward = kl_divergence(both.teacher, both.student)
+    if head_mass == 1:  # rounding may take the sum of all classes above it
+        return mean_loss(forward, temperature, t_squared)
+    reverse = kl_divergence(both.student, both.teacher)
     weight = _share_of_head(both, head_mass)
     return mean_loss(weight * forward + (1 - weight) * reverse, temperature, t_squared)
 

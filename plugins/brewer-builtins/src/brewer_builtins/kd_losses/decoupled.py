@@ -17,7 +17,7 @@ from brewer_builtins.kd_losses.softened import (
     mean_loss,
     softened,
 )
-from brewer_core import ShapeError, component
+from brewer_core import RequestError, ShapeError, component
 
 
 @component(
@@ -47,22 +47,26 @@ def dkd(
     most likely class is the target.
     temperature: a number, or a Tensor [N] or [B, L] with one for each position.
     Returns a scalar, at least 0, and 0 where the distributions agree or there are no positions. At α = 1 and β = 1 - p_y it would be
-    `kl`. A class that the teacher rules out
-    with a logit of -inf adds nothing; where it rules out all but the target, there is no divergence among the others.
+    `kl`. A class that the teacher rules out with a logit of -inf adds nothing; where it rules out all but the target, there is no
+    divergence among the others. A part whose weight is 0 is not computed.
     Needs all of the teacher's logits, for the target may not be among those that a cache keeps.
-    Raises ShapeError where student, teacher, temperature and labels do not belong together.
+    Raises ShapeError where student, teacher, temperature and labels do not belong together, and RequestError where both weights are 0.
     Cost: O(N V).
     Source: Zhao et al. 2022, arXiv:2203.08679, eq. 7, with the weights of the authors' code for CIFAR-100. The classes are left
     out exactly, not by a logit that is lower by 1000.
     """
+    if not (alpha or beta):
+        raise RequestError("dkd: with alpha 0 and beta 0 the loss is 0 for every student; give one of them a weight.")
     both = softened(student_logits, teacher_logits, temperature, standardise)
     target = _targets(teacher_logits, labels).unsqueeze(-1)
-    p_target, p_others = _apart(both.teacher, target)
-    q_target, q_others = _apart(both.student, target)
-    p_rest, q_rest = log_sum(p_others), log_sum(q_others)
-    of_target = kl_divergence(torch.stack([p_target, p_rest], -1), torch.stack([q_target, q_rest], -1))
-    among_others = kl_divergence(_renormalised(p_others, p_rest), _renormalised(q_others, q_rest))
-    return mean_loss(alpha * of_target + beta * among_others, temperature, t_squared)
+    parts = [_apart(side, target) for side in (both.teacher, both.student)]
+    losses = []
+    if alpha:
+        binary = (torch.stack([of_target, log_sum(others)], -1) for of_target, others in parts)
+        losses.append(alpha * kl_divergence(*binary))
+    if beta:
+        losses.append(beta * kl_divergence(*(_renormalised(others) for _, others in parts)))
+    return mean_loss(sum(losses[1:], losses[0]), temperature, t_squared)
 
 
 def _targets(teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -83,6 +87,7 @@ def _apart(log_probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return log_probabilities.gather(-1, target).squeeze(-1), log_probabilities.scatter(-1, target, -math.inf)
 
 
-def _renormalised(log_probabilities: Tensor, total: Tensor) -> Tensor:
-    """Log-probabilities of which the logarithm of the sum is known; nothing of nothing stays nothing."""
+def _renormalised(log_probabilities: Tensor) -> Tensor:
+    """The same distribution over what is left of it; nothing of nothing stays nothing."""
+    total = log_sum(log_probabilities)
     return log_probabilities - total.masked_fill(total == -math.inf, 0).unsqueeze(-1)
