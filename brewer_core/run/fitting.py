@@ -145,9 +145,8 @@ def _narrower(share: Share, teacher: TeacherSizes) -> dict[str, int]:
     else:
         return {}
     if heads * dimensions == teacher.embeddings != teacher.width:
-        dimensions += max(
-            1, dimensions // 8
-        )  # of the embeddings' own width ELECTRA has no projection, which the teacher has
+        # an ELECTRA as wide as its embeddings would lack the projection of them that its teacher has
+        dimensions += max(1, dimensions // 8)
     sizes = {"hidden_size": heads * dimensions, "num_attention_heads": heads}
     if share.neurons is not None and teacher.neurons:
         sizes["intermediate_size"] = max(1, round(teacher.neurons * share.neurons))
