@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from brewer_core.protocols import Step
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.explaining import explain
+from brewer_core.run.planning import plan
 from brewer_core.run.training_modes import training_modes
 from brewer_core.teachers import LiveTeacher
 from runs import bert, brewer, distill, document, films, training, write_config
@@ -382,7 +384,14 @@ def in_parts_of_two(rank: int) -> dict[str, Any]:
         found[balancer] = {
             n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in made.learner.student.state_dict().items()
         }
-    return {**found, "refused": message(RequestError, lambda: engine("gradnorm", in_parts=True))}
+    folder = films(Path(tempfile.mkdtemp()))
+    config, registry = {**one_stage("gradnorm"), "fsdp": ["student"]}, build_registry()
+    assembly = Assembly(parse_run_config(config, "config", registry), folder, registry, CPU, processes)
+    return {
+        **found,
+        "refused": message(RequestError, lambda: engine("gradnorm", in_parts=True)),
+        "told before": message(ConfigError, lambda: plan(assembly)),
+    }
 
 
 def test_learners_in_parts_are_balanced_as_whole_ones(tmp_path: Path) -> None:
@@ -394,6 +403,10 @@ def test_learners_in_parts_are_balanced_as_whole_ones(tmp_path: Path) -> None:
     assert first["refused"] == (
         "the balancer GradNorm takes gradients by a weight of the student, of which each process has a part; do not shard the student, "
         "or take another balancer."
+    )
+    assert first["told before"] == (
+        "config: stages[0].distillation.balancer: it takes gradients by a weight of the student, of which each process has a part; leave "
+        '"student" out of fsdp, or take another balancer'
     )
 
 

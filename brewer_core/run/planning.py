@@ -118,6 +118,14 @@ def _try_stage(assembly: Assembly, position: int) -> tuple[int, dict[str, float]
     path = f"stages[{position}]"
     lesson, terms = stage_lesson(assembly, position), dict[str, float]()
     gradients = GradientTrial(lesson.learner)
+    if gradients.needed and assembly.in_parts("student"):
+        raise ConfigError(
+            [
+                f"{path}.distillation.balancer: it takes gradients by a weight of the student, of which each process has a part; leave "
+                '"student" out of fsdp, or take another balancer'
+            ],
+            "config",
+        )
     with evaluating(lesson.learner), torch.set_grad_enabled(gradients.needed):
         for task, batch in first_batches(lesson, assembly.trying_device).items():
             with located(path):
