@@ -29,6 +29,7 @@ from brewer_builtins.kd_losses import (
     top_k_kl,
     tvd,
 )
+from brewer_builtins.kd_losses.softened import standardised
 from brewer_core import RequestError, ShapeError, SparseLogits
 
 Row = Sequence[float]
@@ -513,6 +514,12 @@ def test_standardised_logits_of_a_plain_number_more_or_a_factor_are_the_same() -
     torch.testing.assert_close(
         kl(7 * student - 300, teacher / 50 + 20, 2.0, standardise=True), expected, rtol=1e-3, atol=1e-5
     )
+
+
+def test_standardised_logits_have_all_digits_of_float64() -> None:
+    z = standardised(random(3, 7))
+    torch.testing.assert_close(z.std(-1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(z.mean(-1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1000.1, -3e4])

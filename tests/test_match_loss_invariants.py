@@ -90,6 +90,7 @@ CASES = [
     Case(cka, "other width", {"pool": "first"}),
     Case(cka, "other width", {"pool": "tokens"}),
     Case(cka, "other width", {"debiased": True}),
+    Case(cka, "other width", {"pool": "tokens", "debiased": True}),
     Case(embedding_mse, "same width", {"matryoshka_dims": [2, 6]}),
     Case(embedding_cos, "same width", {"matryoshka_dims": [2, 6]}),
     Case(score_matrix_kl, "other width", {"student_temperature": 0.5, "matryoshka_dims": [3]}),

@@ -167,10 +167,13 @@ def test_sp_is_that_of_states_of_any_scale(scale: float) -> None:
     torch.testing.assert_close(sp(scale * student, teacher / scale), sp(student, teacher))
 
 
-def test_cka_of_tokens_takes_every_valid_token_for_an_example() -> None:
-    student, teacher = drawn(ROWS, LENGTH, 3, seed=1), drawn(ROWS, LENGTH, 6, seed=2)
-    expected = cka_by_hand(student[MASK].tolist(), teacher[MASK].tolist())
-    assert float(cka(student, teacher, MASK, pool="tokens")) == pytest.approx(expected)
+@pytest.mark.parametrize("width", [6, 60], ids=["more tokens than widths", "fewer"])
+def test_cka_of_tokens_takes_every_valid_token_for_an_example(width: int) -> None:
+    student, teacher = drawn(ROWS, LENGTH, 3, seed=1), drawn(ROWS, LENGTH, width, seed=2)
+    rows = student[MASK].tolist(), teacher[MASK].tolist()
+    assert float(cka(student, teacher, MASK, pool="tokens")) == pytest.approx(cka_by_hand(*rows))
+    debiased = cka(student, teacher, MASK, pool="tokens", debiased=True)
+    assert float(debiased) == pytest.approx(debiased_cka_by_hand(*rows))
 
 
 @pytest.mark.parametrize("loss", [rkd_distance, rkd_angle, cka])

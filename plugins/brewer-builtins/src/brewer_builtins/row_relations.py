@@ -7,7 +7,7 @@ masks are [B, L], True (or 1) where a token is valid. A row without valid tokens
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from brewer_builtins.shapes import check_tokens
 from brewer_builtins.states import Pool, in_full, rows_of, unit
 from brewer_core import component
 
+Item = TypeVar("Item")
 OTHER_WIDTHS = {"wrong_width": "it compares relations of rows, so student and teacher may differ in width"}
 
 
@@ -44,7 +45,7 @@ def rkd_distance(
     Raises ShapeError where B differs, and for other ranks.
     Cost: O(B² D).
     Source: Park et al. 2019, arXiv:1904.05068, section 3.2.1. Their code takes the mean over all B² pairs, those of a row with
-    itself too, which makes it (B - 1) / B of this one. The distance of rows that coincide has no gradient. Memory grows with B² D.
+    itself too, which makes it (B - 1) / B of this one. The distance of rows that coincide has no gradient. Memory grows with B².
     """
     own, taught, valid = rows_of(student, teacher, mask, teacher_mask, pool)
     pairs = _pairs(valid)
@@ -154,7 +155,7 @@ def cka(
     Returns a scalar in [0, 1], with `debiased` in [0, 2]; 0 where the states agree up to rotation and scale, and for fewer than
     two examples, four with `debiased`; 1 where either side's examples are all alike.
     Raises ShapeError where B differs, and for other ranks; with `tokens` also where L does.
-    Cost: O(n² D), and n² numbers of memory; n = B L with `tokens`, else B.
+    Cost: O(n D min(n, D)); n = B L with `tokens`, else B.
     Source: Kornblith et al. 2019, arXiv:1905.00414, section 3. Debiased: HSIC₁ of Song et al. 2012 in its place, as in Nguyen et al.
     2021, arXiv:2010.15327, eq. 3, within one batch.
     """
@@ -162,13 +163,14 @@ def cka(
         own, taught, valid = _tokens(student, teacher, mask)
     else:
         own, taught, valid = rows_of(student, teacher, mask, teacher_mask, "mean" if pool == "tokens" else pool)
-    hsic, fewest = (_hsic_unbiased, 4) if debiased else (_hsic, 2)
-    kernels = [_kernel(states, valid) for states in (own, taught)]
-    cross, own_scale, taught_scale = (hsic(a, b, valid) for a, b in _combinations(*kernels))
-    scale = own_scale * taught_scale
+    own, taught = _centred(own, valid), _centred(taught, valid)
+    sums = _products(own, taught, debiased)
+    if debiased:
+        sums = [_unbiased(total, *sides, valid) for total, sides in zip(sums, _combinations(own, taught), strict=True)]
+    cross, scale = sums[0], sums[1] * sums[2]
     known = scale > 0
     alignment = torch.where(known, cross / torch.where(known, scale, 1).sqrt(), 0)
-    return torch.where(valid.sum() < fewest, 0 * alignment, 1 - alignment)
+    return torch.where(valid.sum() < (4 if debiased else 2), 0 * alignment, 1 - alignment)
 
 
 def _directions(states: Tensor) -> Tensor:
@@ -188,9 +190,8 @@ def _pairs(valid: Tensor) -> Tensor:
 def _relative(states: Tensor, pairs: Tensor) -> Tensor:
     """[B, B]: the distances of rows, divided by their mean over pairs."""
     # from differences: products of rows would give near rows a distance of rounding errors
-    squares = (states[:, None] - states[None]).square().sum(dim=-1)
-    apart = pairs & (squares > 0)
-    distances = torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+    apart = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.where(pairs, apart, 0)
     mean = distances.sum() / pairs.sum().clamp(min=1)
     return distances / torch.where(mean == 0, 1, mean)
 
@@ -219,33 +220,43 @@ def _tokens(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tens
     return own, taught, valid.flatten()
 
 
-def _kernel(states: Tensor, valid: Tensor) -> Tensor:
-    """[n, n]: the products of centred examples; those that are not valid are 0.
+def _centred(states: Tensor, valid: Tensor) -> Tensor:
+    """The examples less their mean, scaled to a norm of 1; those that are not valid are 0.
 
-    They are scaled to a trace of 1, which changes no alignment, and keeps squares of large and small states in range.
+    The scale changes no alignment, and keeps squares of large and small states in range.
     """
     mean = states.sum(dim=0) / valid.sum().clamp(min=1)
     centred = without_padding(states - mean, valid)
-    scaled = unit(centred.flatten()).view_as(centred)
-    return scaled @ scaled.mT
+    return unit(centred.flatten()).view_as(centred)
 
 
-def _combinations(own: Tensor, taught: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+def _combinations(own: Item, taught: Item) -> tuple[tuple[Item, Item], ...]:
     return (own, taught), (own, own), (taught, taught)
 
 
-def _hsic(one: Tensor, other: Tensor, valid: Tensor) -> Tensor:
-    """The biased estimate times (n - 1)²: ‖YᵀX‖_F² is the sum of the products of XXᵀ and YYᵀ."""
-    del valid
-    return (one * other).sum()
+def _products(own: Tensor, taught: Tensor, debiased: bool) -> list[Tensor]:
+    """The sums of the products of the kernels K = X Xᵀ and L = Y Yᵀ, of K and K, and of L and L; debiased: but for their diagonals.
+
+    ‖YᵀX‖_F² is the first of them, and cheaper where there are more examples than widths.
+    """
+    if len(own) > max(own.shape[1], taught.shape[1]):
+        whole = [(other.mT @ one).square().sum() for one, other in _combinations(own, taught)]
+        squares = [states.square().sum(dim=1) for states in (own, taught)]
+        return [
+            total - (one * other).sum() if debiased else total
+            for total, (one, other) in zip(whole, _combinations(*squares), strict=True)
+        ]
+    kernels = [states @ states.mT for states in (own, taught)]
+    if debiased:
+        kernels = [kernel - kernel.diagonal().diag() for kernel in kernels]
+    return [(one * other).sum() for one, other in _combinations(*kernels)]
 
 
-def _hsic_unbiased(one: Tensor, other: Tensor, valid: Tensor) -> Tensor:
-    """Song et al. 2012, eq. 5, times n (n - 3)."""
+def _unbiased(total: Tensor, one: Tensor, other: Tensor, valid: Tensor) -> Tensor:
+    """Song et al. 2012, eq. 5, times n (n - 3), of a sum of products of two kernels of centred examples.
+
+    Their rows sum to 0, and so without the diagonal to what that is, with a minus.
+    """
     n = valid.sum().clamp(min=4)
-    one, other = (kernel - kernel.diagonal().diag() for kernel in (one, other))
-    return (
-        (one * other).sum()
-        + one.sum() * other.sum() / ((n - 1) * (n - 2))
-        - 2 * (one.sum(dim=0) * other.sum(dim=0)).sum() / (n - 2)
-    )
+    a, b = one.square().sum(dim=1), other.square().sum(dim=1)
+    return total + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a * b).sum() / (n - 2)

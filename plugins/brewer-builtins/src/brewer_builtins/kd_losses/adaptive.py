@@ -8,11 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.kd_losses.softened import (
-    Softened,
     Standardise,
     TSquared,
     check_kept,
-    kl_divergence,
+    expectation,
     mean_loss,
     of_top_k,
     softened,
@@ -62,23 +61,28 @@ def adaptive_kl(
     """
     check_kept("adaptive_kl", teacher_logits, of_top_k, {"standardise": standardise})
     both = softened(student_logits, teacher_logits, temperature, standardise)
-    forward = kl_divergence(both.teacher, both.student)
+    p, q = both.teacher.exp(), both.student.exp()
+    forward = expectation(p, both.teacher - both.student)
     if head_mass == 1:  # rounding may take the sum of all classes above it
         return mean_loss(forward, temperature, t_squared)
-    reverse = kl_divergence(both.student, both.teacher)
-    weight = _share_of_head(both, head_mass)
+    reverse = expectation(q, both.student - both.teacher)
+    weight = _share_of_head(p, q.detach(), head_mass, both.bucket)
     return mean_loss(weight * forward + (1 - weight) * reverse, temperature, t_squared)
 
 
-def _share_of_head(both: Softened, head_mass: float) -> Tensor:
-    """How much of the student's error is in the teacher's head, of each position, [...]; a half where there is no error."""
-    likely, own = both.teacher.exp(), both.student.detach().exp()
-    ranked = likely.clone()
-    if both.bucket:
+def _share_of_head(likely: Tensor, own: Tensor, head_mass: float, bucket: bool) -> Tensor:
+    """How much of the student's error is in the teacher's head, of each position, [...]; a half where there is no error.
+
+    likely, own: [..., C], the probabilities of teacher and student. bucket: whether the last class is all that were not kept.
+    """
+    ranked = likely.clone() if bucket else likely
+    if bucket:
         ranked[..., -1] = -1  # each class in it is less likely than all that were kept
-    order = ranked.argsort(dim=-1, descending=True, stable=True)
-    errors = (likely - own).abs().gather(-1, order)
-    head = likely.gather(-1, order).cumsum(-1) <= head_mass
+    ranked, order = ranked.sort(dim=-1, descending=True, stable=True)
+    head = ranked.cumsum(-1) <= head_mass
     head[..., 0] = True
+    if bucket:
+        head[..., -1] = False
+    errors = (likely - own).abs().gather(-1, order)
     of_head, of_all = errors.where(head, 0).sum(-1), errors.sum(-1)
     return (of_head / of_all.where(of_all > 0, 1)).where(of_all > 0, 0.5)

@@ -24,6 +24,8 @@ from brewer_core import RequestError, SparseLogits, component
 
 _NEAR = 1.0
 """Up to this ratio of two probabilities, as a logarithm, that of their mixture is taken by `log1p`."""
+_LARGE, _MOST = 1 / 16, 80.0
+"""From this part on `log1p` alone will do, with ratios, as logarithms, cut here, where e^-80 is what is compared weighs."""
 
 Beta = Annotated[
     float, Field(ge=0, le=1, description="The teacher's part in the mixture, and the weight of its divergence from it.")
@@ -167,6 +169,8 @@ def _skewed(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
 def _from_mixture(log_p: Tensor, log_q: Tensor, own: float, other: float) -> Tensor:
     """KL(p‖own p + other q) of each position, for parts above 0 that are 1 together; to full precision however small `other` is."""
     ratio = torch.where(log_p == -math.inf, 0, log_q - log_p)
+    if own >= _LARGE:
+        return -expectation(log_p.exp(), torch.log1p(other * ratio.clamp(max=_MOST).expm1()))
     grown = other * ratio.detach().clamp(max=_NEAR).expm1()
     # log(own + other r) as log(1 + other (r - 1)), which has all its digits for tiny parts, but for r near 0 or large
     near = (ratio.detach() <= _NEAR) & (grown >= -0.5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,14 +39,16 @@ def sigmoid(
     """
     check_shapes(student_logits, teacher_logits, temperature)
     own, taught = divided(student_logits, teacher_logits, temperature, standardise)
-    losses = -(_weighed(taught, own) + _weighed(-taught, -own))
+    losses = _cross_entropies(own, taught)
     per_position = losses.mean(-1) if losses.shape[-1] else losses.sum(-1)
     return mean_loss(per_position, temperature, t_squared)
 
 
-def _weighed(taught: Tensor, own: Tensor) -> Tensor:
-    """σ(taught) log σ(own), and 0 where σ(taught) is 0, or σ(own) is 1 for certain."""
-    share = torch.sigmoid(taught)
-    nothing = (share == 0) | (own == math.inf)
-    certain = share.masked_fill(nothing, 0) * F.logsigmoid(torch.where(nothing | (own == -math.inf), 0, own))
-    return torch.where(~nothing & (own == -math.inf), -math.inf, certain)
+def _cross_entropies(own: Tensor, taught: Tensor) -> Tensor:
+    """-(σ(t) log σ(s) + (1 - σ(t)) log(1 - σ(s))) of each class: log(1 + e^-|s|), and |s| times what the teacher has against s.
+
+    As a sum of two parts of one sign it keeps its digits where both are sure; where it is infinite its gradient is not.
+    """
+    side = torch.where(own < 0, -1.0, 1.0)  # not the sign, with which a logit of 0 would have no gradient
+    sure, against = own * side, torch.sigmoid(-side * taught)
+    return F.softplus(-sure) + torch.where(against == 0, 0, against * sure)

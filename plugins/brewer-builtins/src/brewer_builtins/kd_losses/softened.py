@@ -81,14 +81,14 @@ def standardised(logits: Tensor) -> Tensor:
             f"logits {tuple(logits.shape)} have one class, and standardise needs two or more; set standardise to false."
         )
     ruled_out = logits == -math.inf
-    count = (~ruled_out).sum(-1, keepdim=True).clamp(min=1)
-    mean = logits.masked_fill(ruled_out, 0).sum(-1, keepdim=True) / count
-    centred = (logits - mean).masked_fill(ruled_out, 0)
-    variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    count = logits.shape[-1] - ruled_out.sum(-1, keepdim=True)
+    known = logits.masked_fill(ruled_out, 0)
+    mean = known.sum(-1, keepdim=True) / count.clamp(min=1)
+    centred = (known - mean).masked_fill(ruled_out, 0)
+    spread = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (count - 1).clamp(min=1).to(logits.dtype).sqrt()
     # no more than rounding makes of numbers that are all alike
-    noise = 4 * torch.finfo(logits.dtype).eps * logits.detach().masked_fill(ruled_out, 0).abs().amax(-1, keepdim=True)
-    constant = variance <= noise.square()
-    deviation = torch.where(constant, 1, variance).sqrt()
+    noise = 4 * torch.finfo(logits.dtype).eps * torch.linalg.vector_norm(known.detach(), math.inf, dim=-1, keepdim=True)
+    deviation = torch.where(spread <= noise, 1, spread)
     return (centred / deviation).masked_fill(ruled_out, -math.inf)
 
 
