@@ -79,6 +79,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", "CausalLM", _GROUPED),
     "t5": ("t5", "Seq2SeqLM", _T5),
     "t5-gated": ("t5", "Seq2SeqLM", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "mt5": ("mt5", "Seq2SeqLM", _T5),
     "t5-classes": ("t5", "SequenceClassification", _T5),
     "bart": ("bart", "Seq2SeqLM", _BART),
     "bart-classes": ("bart", "SequenceClassification", _BART),
@@ -116,7 +117,7 @@ def rows(name: str, seed: int = 0, count: int = 8, length: int = 9) -> dict[str,
     else:
         ids[0, -3:], mask[0, -3:] = 0, 0
     batch = {"input_ids": ids, "attention_mask": mask}
-    return {**batch, "decoder_input_ids": ids[:, :5]} if name in ("t5", "t5-gated", "bart") else batch
+    return {**batch, "decoder_input_ids": ids[:, :5]} if name in ("t5", "t5-gated", "mt5", "bart") else batch
 
 
 def sample(name: str, batches: int = 8) -> list[dict[str, Tensor]]:

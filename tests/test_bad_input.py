@@ -66,6 +66,10 @@ def matching(**match):
     return only_distill(distillation={"intermediate_matches": [{**MATCH, **match}]})
 
 
+def teaching(**distillation):
+    return only_distill(distillation=distillation)
+
+
 # The request
 
 
@@ -166,7 +170,7 @@ def test_half_precision_on_a_cpu(refused):
         ),
         (
             matching(),
-            "stages[0]: intermediate_matches[0]: student is 8 wide and teacher 16; give the match a projection",
+            "stages[0].distillation.intermediate_matches[0]: student is 8 wide and teacher 16; give the match a projection",
         ),
         (
             matching(feature="hiden"),
@@ -180,8 +184,22 @@ def test_half_precision_on_a_cpu(refused):
         ),
         (
             matching(loss="fsp"),
-            "stages[0]: intermediate_matches[0]: the student gives a single layer and this loss needs two "
+            "stages[0].distillation.intermediate_matches[0]: the student gives a single layer and this loss needs two "
             "layers; name them in a list, such as [0, 1]",
+        ),
+        (
+            matching(loss={"name": "score_matrix_kl", "matryoshka_dims": [4], "matryoshka_weights": [1, 2]}),
+            "stages[0].distillation.intermediate_matches[0]: matryoshka_weights: there are 2, and 1 matryoshka_dims; give one for each",
+        ),
+        (
+            teaching(kd_loss_type={"name": "jsd", "beta": 0}),
+            "stages[0].distillation.kd_loss_type: jsd: at beta 0 the loss is 0 for every student; set normalise to true, which makes it "
+            "the forward KL divergence there, or beta to a number between 0 and 1",
+        ),
+        (
+            teaching(kd_loss_type=["kl", {"loss": {"name": "dkd", "alpha": 0, "beta": 0}}]),
+            "stages[0].distillation.kd_loss_type[1]: dkd: with alpha 0 and beta 0 the loss is 0 for every student; give one of them a "
+            "weight",
         ),
         (
             {"tokenizer": {"from": "train", "max_length": 600}},

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,13 @@ def test_csv_says_where_a_file_is_malformed(tmp_path, text, reason):
     pytest.importorskip("pyarrow")
     file = write(tmp_path, "rows.csv", text)
     assert refusal(csv, base_dir=tmp_path, path="rows.csv") == f"{file}: {reason}"
+
+
+def test_a_folder_that_a_config_is_named_in_without_is_told_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(csv, base_dir=Path(), path="no.csv") == (
+        f"no.csv: no such file; paths are relative to the config's folder, {tmp_path}."
+    )
 
 
 def test_missing_files_and_folders_are_named(tmp_path):

@@ -100,6 +100,13 @@ def test_heads_that_rotary_positions_are_bound_to_stay_whole() -> None:
     assert student("minilmv2", MODERN) == narrower
 
 
+def test_a_student_is_not_as_wide_as_embeddings_that_its_teacher_projects() -> None:
+    electra = {**BASE, "model_type": "electra", "hidden_size": 256, "num_attention_heads": 4, "embedding_size": 128}
+    assert student("minilm", electra)["hidden_size"] == 4 * 36
+    assert match("minilmv2", electra)["loss"]["relation_heads"] == 16
+    assert student("minilm", {**electra, "embedding_size": 256})["hidden_size"] == 4 * 32
+
+
 def test_a_teacher_whose_width_nobody_knows_how_to_change_gives_layers_alone() -> None:
     assert student("minilm", {**BASE, "model_type": "albert"}) == {"layers": {"count": 6, "by": "uniform"}}
     assert student("minilm", {**BASE, "num_attention_heads": 7}) == {"layers": {"count": 6, "by": "uniform"}}
@@ -131,7 +138,7 @@ def test_sizes_are_found_by_the_names_of_each_architecture() -> None:
 
 
 def test_the_kinds_of_models_are_those_that_students_can_be_cut_out_of() -> None:
-    assert {*ENCODERS, *ROTARY_ENCODERS, *DECODERS} == {*FAMILIES} - {"t5", "bart"}
+    assert {*ENCODERS, *ROTARY_ENCODERS, *DECODERS} == {*FAMILIES} - {"t5", "mt5", "bart"}
     for kind in ENCODERS:
         assert not FAMILIES[kind].rotary
         assert not FAMILIES[kind].free_heads

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from brewer_core.config import parse_run_config
-from brewer_core.errors import RequestError
+from brewer_core.errors import RequestError, Stopped
 from brewer_core.plugins import build_registry
+from brewer_core.run import run_config
+from brewer_core.run.assembly import Assembly
 from brewer_core.run.columns import Columns, columns_of
+from brewer_core.run.explaining import explain
 from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe, recipe_names
-from runs import brewer, labelled, read, write_csv
+from brewer_core.stopping import StopReason, StopRequest
+from runs import brewer, labelled, read, weights_in, write_csv
 
 transformers = pytest.importorskip("transformers", reason="runs need the extra hf")
 tokenizers = pytest.importorskip("tokenizers", reason="runs need the extra hf")
@@ -81,6 +86,20 @@ def smaller(name: str) -> Recipe:
     return replace(made, config=document)
 
 
+class StopsAfter(StopRequest):
+    """Asks to stop after so many steps, of all trainings together."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._left = steps
+
+    @property
+    def reason(self) -> StopReason:
+        """Why, once the steps are over; asked after each."""
+        self._left -= 1
+        return StopReason.TERMINATE if self._left <= 0 else StopReason.NONE
+
+
 def written(folder: Path, document: Mapping[str, Any]) -> Path:
     file = folder / "config.json"
     file.write_text(json.dumps(document), encoding="utf-8")
@@ -110,17 +129,78 @@ def test_what_a_recipe_has_for_its_own_teacher_is_what_fits_it(name: str) -> Non
         assert stage.get("strategy") == expected.get("strategy")
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_runs_on_ones_own_data(films: Path, name: str) -> None:
+def tiny_run(folder: Path, name: str) -> Path:
+    """A config of a recipe for rows of one's own: of two steps a stage, and a teacher as small as can be."""
     labels = None if recipe(name).task == "causal_lm" else "label"
     source = {"name": "csv", "path": {"train": "train.csv", "eval": "test.csv"}}
-    config = written(films, filled(smaller(name), OwnData(source, Columns("text", labels)), None))
-    assert brewer("run", config, "-o", films / "out", *quick(config)) == 0
-    summary = read(films / "out/summary.json")
+    document = filled(smaller(name), OwnData(source, Columns("text", labels)), None)
+    for stage in document["stages"]:
+        stage["training"] |= {"epochs": None, "steps": 2, "batch_size": 4}
+    document["tokenizer"]["vocab_size"] = 290
+    return written(folder, {**document, "cache": "off"})
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs_on_ones_own_data_and_goes_on_where_it_was_stopped(films: Path, name: str) -> None:
+    config = tiny_run(films, name)
+    stages = len(read(config)["stages"])
+    assert brewer("run", config, "--output", films / "whole") == 0
+    with pytest.raises(Stopped):  # in the middle of the last stage
+        run_config(config, output=films / "stopped", registry=build_registry(), stop=StopsAfter(2 * stages - 1))
+    assert brewer("run", config, "--output", films / "stopped", "--resume") == 0
+    own, expected = (weights_in(films / each / "student") for each in ("stopped", "whole"))
+    assert all(torch.equal(own[key], weight) for key, weight in expected.items())
+    summary = read(films / "stopped/summary.json")
     assert summary["rows"] == 10
     assert set(summary["baselines"]) == {"labels_only"}
     assert summary["student"]["origin"].startswith("cut out of its teacher: ")
     assert summary["student"]["parameters"] < summary["teacher"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "totals"),
+    [
+        (
+            "tinybert",
+            [
+                [
+                    "1 * embedding_mse(linear(student.embeddings: 4 -> 8), teacher.embeddings)",
+                    "1 * tinybert_attention(student.scores[0], teacher.scores[1])",
+                    "1 * tinybert_attention(student.scores[1], teacher.scores[3])",
+                    "1 * hidden_mse(linear(student.hidden[1]: 4 -> 8), teacher.hidden[2])",
+                    "1 * hidden_mse(linear(student.hidden[2]: 4 -> 8), teacher.hidden[4])",
+                ],
+                ["1 * ce(student.logits, teacher.logits; T = 1)"],
+            ],
+        ),
+        (
+            "minilm",
+            [
+                [
+                    "1 * minilm((student.scores[-1], student.value[-1]), (teacher.scores[-1], teacher.value[-1]); normalized = false)"
+                ],
+                ["1 * kl(student.logits, teacher.logits; T = 2)", "0.5 * sum(student.losses)"],
+            ],
+        ),
+        (
+            "minilmv2",
+            [
+                [
+                    "1 * minilmv2((student.query[-1], student.key[-1], student.value[-1]), "
+                    "(teacher.query[-1], teacher.key[-1], teacher.value[-1]); relation_heads = 1)"
+                ],
+                ["1 * kl(student.logits, teacher.logits; T = 2)", "0.5 * sum(student.losses)"],
+            ],
+        ),
+        ("distillm", [["1 * skew_kl(student.logits, teacher.logits; T = 1)"]]),
+        ("gkd", [["1 * jsd(student.logits, teacher.logits; T = 1)"]]),
+    ],
+)
+def test_what_a_recipe_minimises_is_what_its_paper_says(films: Path, name: str, totals: list[list[str]]) -> None:
+    registry = build_registry()
+    config = parse_run_config(read(tiny_run(films, name)), name, registry)
+    explained = explain(Assembly(config, films, registry, torch.device("cpu")))
+    assert [list(stage.tasks[0].formula) for stage in explained if stage.kind == "distill"] == totals
 
 
 def distillations(name: str) -> list[dict[str, Any]]:
@@ -255,12 +335,13 @@ def test_the_settings_of_a_recipe_are_the_papers(name: str, expected: list[dict[
 
 def test_a_config_is_written_and_told_of(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = init(capsys, "--data", "train.csv")
-    assert out.splitlines()[:5] == [
+    assert out.splitlines()[:6] == [
         "config.json holds the recipe kd: Knowledge distillation, Hinton et al. 2015, arXiv:1503.02531.",
         "  data     train.csv, evaluated on test.csv",
         "  columns  texts in text, labels in label (2 of them)",
         "  teacher  a small one, drawn and trained on the rows; a pretrained one teaches more: --teacher",
         "  student  2 of the teacher's 4 layers, evenly spaced from the first on, as wide",
+        "  stages   10 epochs each at 0.001, in place of the recipe's, as nothing is pretrained",
     ]
     assert out.splitlines()[-4:] == [
         "Next:",
@@ -392,7 +473,7 @@ def test_a_teacher_that_knows_the_classes_is_not_trained(films: Path, capsys: py
     assert brewer("run", config, "-o", films / "first", *quick(config)) == 0
     capsys.readouterr()
     out = init(capsys, "--data", "train.csv", "--teacher", "first/stages/teacher/model", "-o", "again.json")
-    assert "  stages   the teacher knows the classes p, n, and is not trained\n" in out
+    assert "  stages   the teacher knows the 2 classes, and is not trained\n" in out
     again = read(films / "again.json")
     assert again["task"]["labels"] == ["n", "p"]
     assert [stage["name"] for stage in again["stages"]] == ["distil"]

@@ -405,7 +405,7 @@ def test_a_kd_loss_gets_no_labels_where_there_are_none_and_says_so_where_it_must
     assert seen.named == {"labels": None}
     strict, _ = seeing("mask", "labels")
     assert message(RequestError, lambda: objective(kd_loss_type=strict).kd_terms(*logits(B, L, V), START)) == (
-        "the kd loss `with_both` needs the input `labels`, which this run does not have."
+        "kd_loss_type: the kd loss `with_both` needs the input `labels`, which this run does not have."
     )
 
 

@@ -128,6 +128,20 @@ def test_types_of_attention_go_with_their_layers():
     assert student.config.num_hidden_layers == 3
 
 
+def test_what_a_config_has_for_each_layer_goes_with_it():
+    sizes = {"vocab_size": 40, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "pad_token_id": 0}
+    smol = transformers.AutoConfig.for_model("smollm3", **sizes, num_hidden_layers=4, num_key_value_heads=2)
+    assert smol.no_rope_layers == [1, 1, 1, 0]
+    student = student_from_teacher(transformers.AutoModelForCausalLM.from_config(smol), layers=[0, 3])
+    assert student.config.no_rope_layers == [1, 0]
+    sizes = {"vocab_size": 40, "hidden_size": 8, "num_heads": 2, "window_size": 3, "num_layers": 4}
+    neo = transformers.AutoConfig.for_model("gpt_neo", **sizes, attention_types=[[["global", "local"], 2]])
+    student = student_from_teacher(transformers.AutoModelForCausalLM.from_config(neo), layers=[1, 2, 3])
+    again = type(neo).from_dict(student.config.to_dict())
+    assert student.config.attention_layers == again.attention_layers == ["local", "global", "local"]
+    assert [block.attn.attention_type for block in student.transformer.h] == again.attention_layers
+
+
 def test_truncation_takes_the_first_heads_channels_and_neurons_of_a_bert():
     teacher, student = cut("bert", hidden_size=HALF, method="truncate")
     layer = "bert.encoder.layer.2"
@@ -242,6 +256,26 @@ def test_a_student_is_in_its_teachers_precision_and_mode():
     assert {p.dtype for p in student_from_teacher(tiny("bert").half(), layers=1).parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_student_has_the_teachers_implementation_of_attention(attention):
+    teacher = tiny("qwen2")
+    teacher.set_attn_implementation(attention)
+    student = student_from_teacher(teacher)
+    assert student.config._attn_implementation == teacher.config._attn_implementation == attention
+    assert torch.equal(logits(student, "qwen2"), logits(teacher, "qwen2"))
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "heads", "shared"), [(24, 12, 6), (22, 10, 5), (14, 6, 3), (4, 2, 1), (1, 1, 1)]
+)
+def test_there_are_as_many_heads_as_can_share_keys_and_values(hidden_size, heads, shared):
+    sizes = {"hidden_size": 24, "num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 4}
+    teacher = tiny("qwen2", **sizes)  # in proportion 11 heads would be of a width of 22, and 7 of 14
+    student = student_from_teacher(teacher, hidden_size=hidden_size, method="truncate")
+    assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (heads, shared)
+    assert logits(student, "qwen2").isfinite().all()
+
+
 def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower():
     config = transformers.AutoConfig.for_model(
         "ernie", vocab_size=40, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8
@@ -254,8 +288,24 @@ def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower()
     assert refusal(teacher, hidden_size=4) == (
         "the widths of a ErnieForSequenceClassification cannot be changed, as nothing is known of the weights of 'ernie'; "
         "what can be made narrower is bert, roberta, xlm-roberta, camembert, electra, deberta, deberta-v2, mpnet, distilbert, "
-        "gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, t5, bart, modernbert. Give `layers` alone, or a "
+        "gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, t5, mt5, bart, modernbert. Give `layers` alone, or a "
         "`config` with sizes of its own."
+    )
+
+
+def test_encoder_decoders_of_other_families_and_layers_in_blocks_cannot_be_made_shorter():
+    sizes = {"vocab_size": 40, "d_model": 8, "encoder_layers": 4, "decoder_layers": 2}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    mbart = transformers.AutoConfig.for_model("mbart", **sizes, **heads)
+    assert refusal(transformers.AutoModelForSeq2SeqLM.from_config(mbart), layers=2) == (
+        "`layers` needs a teacher with one list of layers, and MBartForConditionalGeneration has an encoder and a decoder; use "
+        "`config` instead."
+    )
+    sizes = {"vocab_size": 40, "block_sizes": [1, 1], "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 8}
+    funnel = transformers.AutoConfig.for_model("funnel", **sizes)
+    assert refusal(transformers.AutoModelForSequenceClassification.from_config(funnel), layers=1) == (
+        "`layers` cannot make a FunnelForSequenceClassification shorter, whose config refuses another `num_hidden_layers`; use "
+        "`config` instead."
     )
 
 
@@ -271,8 +321,8 @@ WORDS = "uniform, last, first, skip, block_influence"
         (
             "bert",
             {"layers": "even"},
-            f"`layers` is 'even'; expected a number, a list of layers, one of {WORDS}, or both, as in "
-            '{"count": 4, "by": "uniform"}.',
+            f"`layers` is 'even'; expected a number of layers, a list of them, one of {WORDS}, both, as in "
+            '{"count": 4, "by": "uniform"}, or one of these for each of "encoder" and "decoder".',
         ),
         (
             "bert",

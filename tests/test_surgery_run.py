@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -132,6 +134,17 @@ def test_a_wrong_setting_is_told_with_its_place(folder, registry):
     assert caught.value.problems == (
         "models.student.from_teacher.hidden_size: input should be greater than 0, not 0",
         "models.student.from_teacher.width: the model `hf` has no such option",
+    )
+
+
+@pytest.mark.parametrize("layers", ["middle", True, {"count": 2}, {"encoder": "middle"}])
+def test_layers_in_no_known_form_are_told_in_one_sentence(registry, layers):
+    with pytest.raises(ConfigError) as caught:
+        parse_run_config(config({"layers": layers}), "config.json", registry)
+    assert caught.value.problems == (
+        "models.student.from_teacher.layers: expected a number of layers, a list of them, one of uniform, last, first, skip, "
+        'block_influence, both, as in {"count": 4, "by": "uniform"}, or one of these for each of "encoder" and "decoder", not '
+        f"{json.dumps(layers)}",
     )
 
 

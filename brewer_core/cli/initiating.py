@@ -154,20 +154,16 @@ def _write(output: Path, document: Any) -> None:
 def _tell(
     output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None, classes: tuple[str, ...]
 ) -> None:
-    from brewer_core.run.fitting import TeacherSizes, told
-
     typer.echo(f"{output} holds the recipe {chosen.name}: {chosen.title}, {chosen.source}.")
     lines = [
         ("data", _data_line(document)),
         ("columns", _columns_line(own)),
         ("teacher", _teacher_line(document, taught)),
-        (
-            "student",
-            told(document, taught.sizes if taught else TeacherSizes.of(document["models"]["teacher"]["config"])),
-        ),
+        ("student", _student_line(document, taught)),
     ]
-    if taught and all(stage.get("model") != "teacher" for stage in document["stages"]):
-        lines.append(("stages", f"the teacher knows the classes {', '.join(classes)}, and is not trained"))
+    stages = _stages_line(document, taught, classes)
+    if stages:
+        lines.append(("stages", stages))
     for title, line in lines:
         typer.echo(f"  {title:8} {line}")
     for note in chosen.notes:
@@ -211,6 +207,23 @@ def _teacher_line(document: Any, taught: Teacher | None) -> str:
     if taught.hub:
         return f"{ref['path']} on the Hugging Face hub, as there is no such folder here"
     return f"the one in {ref['path']}"
+
+
+def _student_line(document: Any, taught: Teacher | None) -> str:
+    from brewer_core.run.fitting import TeacherSizes, told
+
+    return told(document, taught.sizes if taught else TeacherSizes.of(document["models"]["teacher"]["config"]))
+
+
+def _stages_line(document: Any, taught: Teacher | None, classes: tuple[str, ...]) -> str | None:
+    """What is done otherwise than the recipe has it; None where nothing is."""
+    from brewer_core.run.recipes import FROM_SCRATCH_EPOCHS, FROM_SCRATCH_RATE
+
+    if taught is None:
+        return f"{FROM_SCRATCH_EPOCHS} epochs each at {FROM_SCRATCH_RATE}, in place of the recipe's, as nothing is pretrained"
+    if all(stage.get("model") != "teacher" for stage in document["stages"]):
+        return f"the teacher knows the {len(classes)} classes, and is not trained"
+    return None
 
 
 def _list() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
-from brewer_core.errors import AdaptorError, ConfigError, ShapeError
+from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError
 from brewer_core.features import Counts, Features
 from brewer_core.objective.correction import Correction
 from brewer_core.objective.scalar import scalar_loss
@@ -65,11 +65,10 @@ class LogitTerm(nn.Module):
         names: of the losses that are computed; all if None.
         """
         problems = []
-        for i, (name, loss) in enumerate(self.losses.items()):
+        for name, loss in self.losses.items():
             against = loss.against_sparse(kept, _TAKING[kept.kind]) if names is None or name in names else ""
             if against:
-                path = "kd_loss_type" if len(self.losses) == 1 else f"kd_loss_type[{i}]"
-                problems.append(f"{path}: `{loss.component.name}` {against}")
+                problems.append(f"{self._path(name)}: `{loss.component.name}` {against}")
         against = self.scheduler.against_sparse(kept, "cwsm or none") if self.scheduler else ""
         if self.scheduler and against:
             problems.append(f"temperature_scheduler: `{self.scheduler.component.name}` {against}")
@@ -84,6 +83,10 @@ class LogitTerm(nn.Module):
                 f"{'leave it out' if scheduler else 'set it to 1'}, or keep them as top_k or dense"
             )
         return problems
+
+    def _path(self, name: str) -> str:
+        """Where a loss stands in a config."""
+        return "kd_loss_type" if len(self.losses) == 1 else f"kd_loss_type[{[*self.losses].index(name)}]"
 
     def forward(
         self, student: Features, teacher: Features, step: Step, names: Collection[str] | None = None
@@ -136,9 +139,12 @@ class LogitTerm(nn.Module):
             if "mask" in loss.component.signature.inputs and student.dim() == 3:
                 whole = whole or self._in_places(valid, student, teacher if shared else None, mask, labels)
                 given, more = whole, {"mask": whole.mask}
-            value = loss(
-                given.student, given.teacher, given.temperature, labels=given.labels, progress=step.progress, **more
-            )
+            try:
+                value = loss(
+                    given.student, given.teacher, given.temperature, labels=given.labels, progress=step.progress, **more
+                )
+            except RequestError as error:
+                raise RequestError(f"{self._path(name)}: {error}") from error
             scalar = scalar_loss(value, f"kd loss `{loss.component.name}`")
             found[name] = scalar if valid.share is None else scalar * valid.share
         return found

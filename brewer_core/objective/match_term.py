@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
 from brewer_core.config import IntermediateMatch
-from brewer_core.errors import AdaptorError, ConfigError, ShapeError
+from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError
 from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
@@ -109,8 +109,8 @@ class MatchTerm(nn.Module):
             loss = self.loss(
                 own, taught, masks[0], teacher_mask=masks[1], labels=student.first("labels"), progress=step.progress
             )
-        except ShapeError as error:
-            raise ShapeError(f"{self.path}: {error}") from error
+        except (ShapeError, RequestError) as error:
+            raise type(error)(f"{self.path}: {error}") from error
         return scalar_loss(loss, f"match loss `{self.loss.component.name}`")
 
     def _project(self, own: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class TeacherSizes:
     width: int | None = None
     heads: int | None = None
     neurons: int | None = None
+    embeddings: int | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TeacherSizes:
@@ -74,6 +75,7 @@ class TeacherSizes:
             first("hidden_size", "n_embd", "dim", "d_model"),
             first("num_attention_heads", "n_head", "n_heads", "encoder_attention_heads", "num_heads"),
             first("intermediate_size", "n_inner", "hidden_dim", "encoder_ffn_dim", "d_ff"),
+            first("embedding_size"),
         )
 
 
@@ -142,6 +144,9 @@ def _narrower(share: Share, teacher: TeacherSizes) -> dict[str, int]:
         heads = max(1, round(teacher.heads * share.width))
     else:
         return {}
+    if heads * dimensions == teacher.embeddings != teacher.width:
+        # an ELECTRA as wide as its embeddings would lack the projection of them that its teacher has
+        dimensions += max(1, dimensions // 8)
     sizes = {"hidden_size": heads * dimensions, "num_attention_heads": heads}
     if share.neurons is not None and teacher.neurons:
         sizes["intermediate_size"] = max(1, round(teacher.neurons * share.neurons))

@@ -145,7 +145,13 @@ def located(path: str) -> Iterator[None]:
     try:
         yield
     except BrewerError as error:
-        raise ConfigError([f"{path}: {str(error).rstrip('.')}"], "config") from error
+        raise ConfigError([_within(path, str(error).rstrip("."))], "config") from error
+
+
+def _within(stage: str, problem: str) -> str:
+    """A problem of a stage; one of a term of its losses, which begins with the term's path, has the whole path."""
+    of_term = problem.startswith(("intermediate_matches[", "kd_loss_type"))
+    return f"{stage}.distillation.{problem}" if of_term else f"{stage}: {problem}"
 
 
 def evaluators_for(assembly: Assembly, use: str) -> TaskEvaluators:

@@ -179,7 +179,7 @@ def _existing(base_dir: Path, path: str) -> Path:
     if file.is_dir():
         raise DataError(f"{file}: this is a folder; name a file, or a file for each split.")
     if not file.is_file():
-        raise DataError(f"{file}: no such file; paths are relative to the config's folder, {base_dir}.")
+        raise DataError(f"{file}: no such file; paths are relative to the config's folder, {base_dir.resolve()}.")
     return file
 
 

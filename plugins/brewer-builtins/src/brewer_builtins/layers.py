@@ -10,6 +10,16 @@ from brewer_core import RequestError
 
 _OF_FIRST_LAYERS = "relative_attention_bias.weight"
 """T5's bias stands in the first layer, whichever that is, and is used by all of them."""
+_BY_LAYER = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "attention_layers",
+    "attention_window",
+    "no_rope_layers",
+    "layer_rope_theta",
+)
+"""What a config of transformers may have a list of, with one entry for each layer."""
 
 
 def keep_layers(model: Any, layers: Sequence[int]) -> Any:
@@ -31,7 +41,13 @@ def shortened(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]], option:
     """
     config, state = copied(model.config), dict(model.state_dict())
     for prefix, (setting, layers) in kept.items():
-        _with_layers(config, setting, layers)
+        try:
+            _with_layers(config, setting, layers)
+        except NotImplementedError as error:  # as of a model whose layers are of several blocks
+            raise RequestError(
+                f"`{option}` cannot make a {type(model).__name__} shorter, whose config refuses another `{setting}`; use "
+                "`config` instead."
+            ) from error
         state = _renumbered(state, prefix, layers)
     short = made(type(model), config, model.dtype)
     try:
@@ -50,6 +66,11 @@ def list_of_layers(model: Any, option: str = "layers") -> str:
     """The name of the one list of layers that is as long as the model's config says."""
     from torch.nn import ModuleList
 
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise RequestError(
+            f"`{option}` needs a teacher with one list of layers, and {type(model).__name__} has an encoder and a decoder; use "
+            "`config` instead."
+        )
     count = model.config.num_hidden_layers
     names = [name for name, part in model.named_modules() if isinstance(part, ModuleList) and len(part) == count]
     if len(names) != 1:
@@ -87,9 +108,15 @@ def copied(config: Any) -> Any:
 
 
 def _with_layers(config: Any, setting: str, layers: Sequence[int]) -> None:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        config.layer_types = [kinds[layer] for layer in layers]
+    count = getattr(config, setting)
+    for name in _BY_LAYER:
+        by_layer = getattr(config, name, None)
+        if isinstance(by_layer, (list, tuple)) and len(by_layer) == count:
+            setattr(config, name, [by_layer[layer] for layer in layers])
+    if hasattr(
+        config, "attention_types"
+    ):  # what a GPT-Neo's `attention_layers` are made of again when its config is read
+        config.attention_types = [[config.attention_layers, 1]]
     setattr(config, setting, len(layers))
     if setting == "encoder_layers":  # what a BART's config also calls so
         config.num_hidden_layers = len(layers)

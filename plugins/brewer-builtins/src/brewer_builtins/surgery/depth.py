@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from brewer_builtins.surgery.settings import By
+from brewer_builtins.surgery.settings import FORMS, By
 from brewer_core import RequestError
 
 WORDS = get_args(By)
@@ -46,10 +46,7 @@ def _count_and_word(layers: Any, total: int) -> tuple[int, str]:
         return max(1, total // 2), str(layers)
     if isinstance(layers, Mapping) and set(layers) == {"count", "by"} and layers["by"] in WORDS:
         return int(layers["count"]), str(layers["by"])
-    raise RequestError(
-        f"`layers` is {layers!r}; expected a number, a list of layers, one of {', '.join(WORDS)}, or both, as in "
-        '{"count": 4, "by": "uniform"}.'
-    )
+    raise RequestError(f"`layers` is {layers!r}; expected {FORMS}.")
 
 
 def _listed(layers: Sequence[Any], total: int) -> list[int]:

@@ -270,6 +270,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
     "t5": _T5,
+    "mt5": _T5,
     "bart": _BART,
     "modernbert": _MODERNBERT,
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, with_config
+from pydantic_core import PydanticCustomError
 from typing_extensions import NotRequired, TypedDict
 
 By = Literal["uniform", "last", "first", "skip", "block_influence"]
@@ -29,7 +30,19 @@ class LayersOfStacks(TypedDict):
     decoder: NotRequired[Annotated[Count | list[int] | By | LayersBy, Field(description="The decoder's layers.")]]
 
 
-Layers = Count | list[int] | By | LayersBy | LayersOfStacks
+def _told_once(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """The value. What is none of the forms is told in one sentence, and not in one for each form."""
+    try:
+        return handler(value)
+    except ValidationError as error:
+        raise PydanticCustomError("text", "{text}", {"text": f"expected {FORMS}"}) from error
+
+
+FORMS = (
+    f"a number of layers, a list of them, one of {', '.join(get_args(By))}, both, as in "
+    '{"count": 4, "by": "uniform"}, or one of these for each of "encoder" and "decoder"'
+)
+Layers = Annotated[Count | list[int] | By | LayersBy | LayersOfStacks, WrapValidator(_told_once)]
 
 
 @with_config(_STRICT)

@@ -19,7 +19,8 @@ def student_sizes(
     """The sizes of the student; what is None follows from `hidden_size`.
 
     Heads keep their dimensions, and there are fewer of them in proportion to the width. Where that cannot be, there are as many
-    heads, of fewer dimensions. Heads of keys and values are fewer in the same proportion. Neurons are fewer in proportion.
+    heads, of fewer dimensions. Heads of keys and values are fewer in the same proportion; where they cannot be shared by so many
+    heads, there are as many heads less as it takes. Neurons are fewer in proportion.
     Raises RequestError where sizes are larger than the teacher's or do not fit together.
     """
     old = anatomy.sizes
@@ -32,7 +33,7 @@ def student_sizes(
         wanted = _at_most("num_attention_heads", num_attention_heads, own.heads) if num_attention_heads else None
         grouped = _at_most("num_key_value_heads", num_key_value_heads, own.kv_heads) if num_key_value_heads else None
         if anatomy.family.free_heads:
-            made = _free(own, wanted or max(1, own.heads * hidden // old.hidden), grouped)
+            made = _free(own, wanted or _in_proportion(own, old.hidden, hidden, grouped), grouped)
         else:
             made = _tied(anatomy.family, own, old.hidden, hidden, wanted, grouped)
         stacks[name] = replace(made, neurons=neurons)
@@ -43,6 +44,15 @@ def _at_most(name: str, asked: int | None, have: int) -> int:
     if asked is not None and not 0 < asked <= have:
         raise RequestError(f"`{name}` is {asked}, and the teacher's is {have}; a student can only be made narrower.")
     return asked or have
+
+
+def _in_proportion(own: StackSizes, old_hidden: int, hidden: int, grouped: int | None) -> int:
+    """As many heads as are in proportion to the width, or the most below that can share heads of keys and values."""
+    heads = max(1, own.heads * hidden // old_hidden)
+    if grouped is not None:
+        return heads
+    shared = range(1, own.kv_heads + 1)
+    return next(count for count in range(heads, 0, -1) if any(_groups(own, count, kv) for kv in shared))
 
 
 def _free(own: StackSizes, heads: int, grouped: int | None) -> StackSizes:

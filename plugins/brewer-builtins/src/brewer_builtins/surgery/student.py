@@ -53,10 +53,11 @@ def student_from_teacher(
     active is seen on those that are left.
     sample: rows to look at, asked for `sample_rows` of them; needed by "importance", "pca" and `block_influence` alone. On a batch
     with labels the model would compute its loss, so leave them out.
-    Returns a model on the CPU, in the teacher's precision and mode. Without any size it gives the teacher's outputs bit for bit.
+    Returns a model on the CPU, in the teacher's precision and mode, with its implementation of attention. Without any size it gives
+    the teacher's outputs bit for bit.
     Raises RequestError where sizes do not fit, nothing is known of the model's family, or a sample is missing.
     """
-    return cut_out(
+    student = cut_out(
         model,
         layers=layers,
         hidden_size=hidden_size,
@@ -67,6 +68,10 @@ def student_from_teacher(
         sample=sample,
         sample_rows=sample_rows,
     ).model
+    attention = model.config._attn_implementation
+    if student.config._attn_implementation != attention:
+        student.set_attn_implementation(attention)
+    return student
 
 
 def cut_out(
@@ -81,7 +86,7 @@ def cut_out(
     sample: Sample | None = None,
     sample_rows: int = 256,
 ) -> Cut:
-    """As `student_from_teacher`, with what was done."""
+    """As `student_from_teacher`, with what was done; the attention is the class's own, whatever the teacher's is at the moment."""
     with torch.random.fork_rng(devices=[]):  # a model that is made draws weights, which are then replaced
         given = (hidden_size, num_attention_heads, num_key_value_heads, intermediate_size)
         cut = _cut_out(model, layers, given, method, _looking(sample, sample_rows))
