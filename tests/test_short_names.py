@@ -557,6 +557,21 @@ def test_an_architecture_of_another_build_says_why_and_offers_paths() -> None:
     assert set(found.absent) == {"query", "hidden"}
 
 
+def test_of_two_models_side_by_side_no_short_name_is_known() -> None:
+    pair = nn.ModuleList([built("bert"), built("roberta")])
+    assert anatomy_of(pair).reason == "it holds 2 models of transformers, and they are known of one"
+    shared = nn.ModuleDict({"queries": pair[0], "documents": pair[0]})
+    assert "query" in anatomy_of(shared).features
+
+
+def test_of_a_model_that_runs_twice_it_is_the_first_time() -> None:
+    model = built("bert")
+    with capturing(model, ["hidden[-1]"], "student") as capture:
+        first = model.bert(**batch()).last_hidden_state
+        model.bert(**{**batch(), "input_ids": batch()["input_ids"].flip(1)})
+    torch.testing.assert_close(capture.added_to(Features({}))["hidden"][-1], first, rtol=0, atol=0)
+
+
 def test_a_name_that_a_model_lacks_is_told_with_those_that_it_has() -> None:
     found = captured(built("roberta"), batch(), "pooled", "quary[1]")
     has = (

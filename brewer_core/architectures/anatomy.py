@@ -66,9 +66,12 @@ class Anatomy:
 
 def anatomy_of(model: nn.Module) -> Anatomy:
     """Take a model apart: a Hugging Face model, or a module with one inside."""
-    root = _root(model)
-    if root is None:
+    roots = _roots(model)
+    if len(roots) > 1:
+        return Anatomy(reason=f"it holds {len(roots)} models of transformers, and they are known of one")
+    if not roots:
         return Anatomy(reason="they are known of models of transformers alone")
+    (root,) = roots
     settings = _settings(root)
     root = _of_texts(root)
     stacks = _stacks(root)
@@ -109,10 +112,10 @@ class _Stack:
         return next((step for step in self.path.split(".") if step in ("encoder", "decoder")), "")
 
 
-def _root(model: nn.Module) -> Any:
-    """The one model of transformers that it is, or that is inside; None where there is none, or several."""
+def _roots(model: nn.Module) -> list[Any]:
+    """The model of transformers that it is, or the outermost ones inside."""
     if "transformers" not in sys.modules:
-        return None
+        return []
     from transformers import PreTrainedModel
 
     found, left = [], [model]
@@ -122,7 +125,7 @@ def _root(model: nn.Module) -> Any:
             found.append(module)
         else:
             left += module.children()
-    return found[0] if len(found) == 1 else None
+    return list({id(module): module for module in found}.values())
 
 
 def _of_texts(root: Any) -> Any:
