@@ -568,9 +568,12 @@ def test_unknown_losses_and_wrong_matches_are_told_together_with_those_of_the_co
     [
         (
             "idle",
-            "the teacher's module 'idle' did not run in the forward pass, so it has no output to match; name one that does.",
+            "the teacher's module 'module:idle' did not run in the forward pass, so it has no output to match; name one that does.",
         ),
-        ("several", "the teacher's module 'several' returned a tuple of 3; name one tensor of it, as in 'several[0]'."),
+        (
+            "several",
+            "the teacher's module 'module:several' returned a tuple of 3; name one tensor of it, as in 'module:several[0]'.",
+        ),
         (
             "several.other",
             "the teacher's module 'several.other' returned a dict with key, number; name one tensor of it, as in "
@@ -581,7 +584,7 @@ def test_unknown_losses_and_wrong_matches_are_told_together_with_those_of_the_co
             "the teacher's module 'several.other[number]' returned a int; name one tensor of it, as in "
             "'several.other[number][0]'.",
         ),
-        ("several[7]", "the teacher's module 'several[7]' returned a tuple of 3, which has no part [7]."),
+        ("module:several[7]", "the teacher's module 'module:several[7]' returned a tuple of 3, which has no part [7]."),
         (
             "several.other[kye]",
             "the teacher's module 'several.other[kye]' returned a dict with key, number, which has no part [kye].",

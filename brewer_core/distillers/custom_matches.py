@@ -25,7 +25,8 @@ _PROJECTION: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfK
 class CustomMatch:
     """A loss between what a module of the teacher and one of the student return.
 
-    module_T, module_S: a module of the model, or its dotted name; `encoder.layer.3[0]` is the first part of a tuple.
+    module_T, module_S: a module of the model, or its dotted name; `encoder.layer.3[0]` is the first part of a tuple. As in a config the
+    name may begin with `module:`.
     weight: the factor of the loss. loss: a match loss, by name or as a callable (student, teacher, mask).
     proj_func: what the student's output is passed through first: a module, which is trained, another callable, or
     `["linear", student_dim, teacher_dim]`.
@@ -105,8 +106,9 @@ def _term(build: Builder, path: str, match: CustomMatch, student: nn.Module, tea
 def _name(module: nn.Module | str, model: nn.Module, owner: str) -> str:
     """The dotted name of a module. Raises RequestError where the model has no such module."""
     if isinstance(module, str):
-        submodule(model, PREFIX + module, owner)
-        return module
+        path = module.removeprefix(PREFIX)
+        submodule(model, PREFIX + path, owner)
+        return path
     for name, inner in model.named_modules():
         if inner is module:
             return str(name)
