@@ -11,6 +11,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="models need the extra hf")
 
 from brewer_builtins.surgery import student_from_teacher  # noqa: E402  # after the skip
+from brewer_builtins.surgery.activity import influences  # noqa: E402
 from brewer_builtins.surgery.depth import chosen  # noqa: E402
 from brewer_builtins.surgery.projection import principal  # noqa: E402
 from brewer_core import RequestError  # noqa: E402
@@ -82,8 +83,6 @@ def test_influence_is_one_minus_the_cosine_of_what_goes_in_and_out_over_tokens()
     student = student_from_teacher(teacher, layers={"count": 2, "by": "block_influence"}, sample=[batch])
     kept = student_from_teacher(teacher, layers=best)
     assert torch.equal(logits(student, "bert"), logits(kept, "bert"))
-
-    from brewer_builtins.surgery.activity import influences
 
     assert influences(teacher, list(teacher.bert.encoder.layer), [batch]) == pytest.approx(influence, abs=1e-6)
 
@@ -293,6 +292,38 @@ def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower()
     )
 
 
+def test_what_is_no_model_of_transformers_is_refused():
+    assert refusal(torch.nn.Linear(2, 2)) == "`model` is a Linear; expected a PreTrainedModel of transformers."
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": HALF}, {"layers": "block_influence"}])
+def test_a_teacher_that_gives_no_numbers_on_the_sample_is_told(sizes):
+    teacher = tiny("bert")
+    with torch.no_grad():
+        teacher.bert.encoder.layer[1].output.dense.bias[3] = math.inf
+    told = refusal(teacher, sample=sample("bert"), **sizes)
+    where = "bert.encoder.layer.1.output.dense" if "hidden_size" in sizes else "bert.encoder.layer.1"
+    assert told == (
+        f"what {where} of the teacher gives on the sample is not finite, so what is active cannot be seen; take `method` "
+        '"truncate" and layers that are not chosen by block_influence, or a teacher of more precision.'
+    )
+
+
+def test_tokens_of_a_decoder_count_by_its_own_mask():
+    teacher = tiny("bart")
+    batch = rows("bart")
+    longer = {**batch, "decoder_input_ids": batch["input_ids"].clone()}  # as many tokens as the encoder has
+    shorter = {**longer, "decoder_attention_mask": torch.ones_like(batch["input_ids"])}
+    shorter["decoder_attention_mask"][:, 4:] = 0
+    layers = list(teacher.model.decoder.layers)
+    whole, part, first = (
+        influences(teacher, layers, [one])
+        for one in (longer, shorter, {**batch, "decoder_input_ids": longer["decoder_input_ids"][:, :4]})
+    )
+    assert part == pytest.approx(first)  # a decoder does not look ahead
+    assert whole != pytest.approx(first)
+
+
 def test_encoder_decoders_of_other_families_and_layers_in_blocks_cannot_be_made_shorter():
     sizes = {"vocab_size": 40, "d_model": 8, "encoder_layers": 4, "decoder_layers": 2}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
@@ -379,6 +410,17 @@ WORDS = "uniform, last, first, skip, block_influence"
             {"layers": "block_influence"},
             'block_influence looks at rows, and there are none; give a `sample`, or take `method` "truncate" and layers '
             "that are not chosen by block_influence.",
+        ),
+        ("bert", {"hidden_size": 12.0}, "`hidden_size` is 12.0; expected a whole number from 1 to 24."),
+        (
+            "bert",
+            {"num_attention_heads": 0},
+            "`num_attention_heads` is 0, and the teacher's is 4; a student can only be made narrower.",
+        ),
+        (
+            "bert",
+            {"hidden_size": 12, "sample": [torch.zeros(1, 2)]},
+            "`sample` must be a sequence of batches, each a mapping from what the model calls its inputs to tensors, or what gives one.",
         ),
         (
             "electra",

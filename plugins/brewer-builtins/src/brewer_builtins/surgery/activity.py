@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from brewer_builtins.surgery.anatomy import Anatomy
 from brewer_builtins.surgery.depth import Influence
+from brewer_core import RequestError
 
 Batches = Sequence[Mapping[str, Tensor]]
 Heard = Callable[[Tensor, Tensor, Tensor], None]
@@ -144,33 +145,46 @@ def listen(model: nn.Module, batches: Batches, heard: Mapping[nn.Module, Heard])
     """Run a model on a sample, in eval mode and without gradient, and tell of what goes in and out of some modules.
 
     What is padding according to a batch's mask does not count. The model is left as it was.
+    Raises RequestError where what comes out is not finite.
     """
     device = next(model.parameters()).device
-    masks: list[Tensor] = []
+    names = {module: name for name, module in model.named_modules() if module in heard}
+    batch: dict[str, Tensor] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        heard[module](before, after, _valid(before, masks))
+        valid = _valid(before, batch.get(_mask_of(model, names[module])))
+        if not after[valid].isfinite().all():
+            raise RequestError(
+                f"what {names[module]} of the teacher gives on the sample is not finite, so what is active cannot be seen; take "
+                '`method` "truncate" and layers that are not chosen by block_influence, or a teacher of more precision.'
+            )
+        heard[module](before, after, valid)
 
     hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in heard]
     try:
         with _evaluating(model), torch.no_grad():
-            for batch in batches:
-                moved = {name: tensor.to(device) for name, tensor in batch.items()}
-                masks[:] = [
-                    moved[name].bool() for name in ("attention_mask", "decoder_attention_mask") if name in moved
-                ]
-                model(**moved)
+            for each in batches:
+                batch.clear()
+                batch.update({name: tensor.to(device) for name, tensor in each.items()})
+                model(**batch)
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
 
 
-def _valid(states: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Which places of states [B, L, D] count; all of them where no mask has their shape."""
-    fitting = [mask for mask in masks if mask.shape == states.shape[:-1]]
-    return fitting[0] if fitting else torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+def _mask_of(model: Any, name: str) -> str:
+    """What a batch calls the mask of the tokens that a module sees."""
+    of_decoder = model.config.is_encoder_decoder and "decoder" in name.split(".")
+    return "decoder_attention_mask" if of_decoder else "attention_mask"
+
+
+def _valid(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Which places of states [B, L, D] count; all of them where there is no mask of their shape."""
+    if mask is not None and mask.shape == states.shape[:-1]:
+        return mask.bool()
+    return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
 
 
 @contextmanager

@@ -30,8 +30,12 @@ def student_sizes(
         neurons = _at_most("intermediate_size", intermediate_size, own.neurons)
         if intermediate_size is None:
             neurons = max(1, round(own.neurons * hidden / old.hidden))
-        wanted = _at_most("num_attention_heads", num_attention_heads, own.heads) if num_attention_heads else None
-        grouped = _at_most("num_key_value_heads", num_key_value_heads, own.kv_heads) if num_key_value_heads else None
+        wanted = (
+            None if num_attention_heads is None else _at_most("num_attention_heads", num_attention_heads, own.heads)
+        )
+        grouped = (
+            None if num_key_value_heads is None else _at_most("num_key_value_heads", num_key_value_heads, own.kv_heads)
+        )
         if anatomy.family.free_heads:
             made = _free(own, wanted or _in_proportion(own, old.hidden, hidden, grouped), grouped)
         else:
@@ -41,6 +45,8 @@ def student_sizes(
 
 
 def _at_most(name: str, asked: int | None, have: int) -> int:
+    if asked is not None and type(asked) is not int:
+        raise RequestError(f"`{name}` is {asked!r}; expected a whole number from 1 to {have}.")
     if asked is not None and not 0 < asked <= have:
         raise RequestError(f"`{name}` is {asked}, and the teacher's is {have}; a student can only be made narrower.")
     return asked or have

@@ -57,6 +57,10 @@ def student_from_teacher(
     the teacher's outputs bit for bit.
     Raises RequestError where sizes do not fit, nothing is known of the model's family, or a sample is missing.
     """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise RequestError(f"`model` is a {type(model).__name__}; expected a PreTrainedModel of transformers.")
     student = cut_out(
         model,
         layers=layers,
@@ -130,7 +134,13 @@ def _looking(sample: Sample | None, rows: int) -> Look:
 
     def look(who: str) -> Sequence[Mapping[str, Tensor]]:
         if not drawn:
-            drawn.append(list(sample(rows) if callable(sample) else sample or ()))
+            given = sample(rows) if callable(sample) else sample or ()
+            if not isinstance(given, Sequence) or not all(isinstance(batch, Mapping) for batch in given):
+                raise RequestError(
+                    "`sample` must be a sequence of batches, each a mapping from what the model calls its inputs to tensors, or "
+                    "what gives one."
+                )
+            drawn.append(given)
         if not drawn[0]:
             raise RequestError(
                 f'{who} looks at rows, and there are none; give a `sample`, or take `method` "truncate" and layers that are not '
