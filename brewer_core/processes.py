@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 from brewer_core.errors import BrewerError, ProcessError, RequestError
 
 T = TypeVar("T")
+
+_LETTING_GO_S = 0.1
 
 TIMEOUT_S = 600.0
 """How long a process waits for the others by default, before it gives them up for lost."""
@@ -180,6 +183,9 @@ def _part() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        # gloo's threads let go of the tensors of the last exchange, for which they need the interpreter; where a model in parts keeps the
+        # group alive they are not waited for, and one that comes when the interpreter ends aborts the process
+        time.sleep(_LETTING_GO_S)
 
 
 def _meeting_place() -> str:
