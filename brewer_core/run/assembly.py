@@ -1,11 +1,10 @@
-"""Makes the parts of a run from its config: rows, classes, tokenizer, batches and models."""
+"""Makes the parts of a run from its config: tokenizer, batches and models."""
 
 from __future__ import annotations
 
 import random
-import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from brewer_core.cache_folder import cache_root
 from brewer_core.components import Method
 from brewer_core.config import ComponentRef, DistillStage, RunConfig, SupervisedStage
 from brewer_core.config.optimization import Optimization
-from brewer_core.config.run import DataConfig
 from brewer_core.engine import numbered
 from brewer_core.errors import BrewerError, ConfigError, DataError
 from brewer_core.fingerprints import fingerprint
@@ -31,7 +29,7 @@ from brewer_core.registry import Registry
 from brewer_core.run.augmenting import AugmentedText, Augmenter
 from brewer_core.run.collating import RowView
 from brewer_core.run.loading import LengthGroupedBatches, TextLoader
-from brewer_core.run.task_kinds import TaskKind, kind_of
+from brewer_core.run.sources import Sources, seed_of
 from brewer_core.run.tasks import (
     columns,
     for_columns,
@@ -41,19 +39,16 @@ from brewer_core.run.tasks import (
     tasks_of_stage,
     trained_model,
 )
-from brewer_core.run.text import TextDataset, check_column, class_names, text_columns
+from brewer_core.run.text import TextDataset
 from brewer_core.run.tokenizers import load_tokenizer
 from brewer_core.run.tokens import TokenFiles
 from brewer_core.sharding import device_mesh, is_sharded, shard_teacher, weights_of
 
-Rows = Sequence[Mapping[str, Any]]
 TOKENIZER_WORDS = ("teacher", "train")
 """Values of `tokenizer.from` that are no folder, whatever folders there may be."""
 _NOT_FOR_MODELS = ("row", "labels", "target_mask")
 _SAMPLED_ROWS = 32
 """Rows of a batch of a sample: enough to be quick, and few enough for a teacher's memory."""
-_SPLITS = {"train": ("train",), "unlabelled": ("transfer", "train"), "data": ("eval", "test"), "test": ("test", "eval")}
-"""Which split a name without one means, by what it is used for."""
 
 
 class JoinedText(ConcatDataset[Any]):
@@ -112,8 +107,7 @@ class Assembly:
         self.base_dir = base_dir
         self.registry = registry
         self.device = device
-        self._tasks: dict[str, Task] = {}
-        self._sources: dict[str, Mapping[str, Rows]] = {}
+        self.sources = Sources(config, base_dir, registry)
         self._datasets: dict[tuple[str, str, bool], TextDataset] = {}
         self._augmenters: dict[str, Augmenter] = {}
         self._models: dict[str, LoadedModel] = {}
@@ -123,34 +117,21 @@ class Assembly:
 
     def seed(self, *purpose: str) -> int:
         """The seed of one purpose, the same in every process and unlike those of other purposes."""
-        return zlib.crc32("/".join([str(self.config.seed), *purpose]).encode())
+        return seed_of(self.config, *purpose)
 
     def bind(self, ref: ComponentRef) -> Method:
         """The method that the config names."""
         return bind_ref(self.registry, ref)
 
-    def task(self, name: str = "") -> Task:
-        """A task with its classes: those of the config, else the labels of its labelled training data."""
-        if name not in self._tasks:
-            declared = self._declared(name)
-            known = declared.labels or not self.kind.has_classes
-            self._tasks[name] = declared if known else replace(declared, labels=self._classes(name))
-        return self._tasks[name]
-
-    @property
-    def kind(self) -> TaskKind:
-        """What the run does for tasks of the kind that its tasks are of."""
-        return kind_of(self.config.kind)
-
     def task_of_model(self, name: str) -> Task:
         """What a model is to learn; the classes of several tasks stand side by side."""
-        return side_by_side({task: self.task(task) for task in tasks_of_model(self.config, name)})
+        return side_by_side({task: self.sources.task(task) for task in tasks_of_model(self.config, name)})
 
     def adaptors(self, model: str, refs: ComponentRef | Mapping[str, ComponentRef]) -> dict[str, Callable[..., Any]]:
         """The adaptor of a model for each of its tasks. refs: one for all of them, or one for each."""
-        tasks = {task: self.task(task) for task in tasks_of_model(self.config, model)}
+        tasks = {task: self.sources.task(task) for task in tasks_of_model(self.config, model)}
         bound = {task: self.bind(refs if isinstance(refs, ComponentRef) else refs[task]).target for task in tasks}
-        if len(tasks) == 1 or not self.kind.has_classes:
+        if len(tasks) == 1 or not self.sources.kind.has_classes:
             return bound
         return {task: for_columns(bound[task], own) for task, own in columns(tasks).items()}
 
@@ -159,9 +140,11 @@ class Assembly:
         """The run's tokenizer: that of the first teacher, one trained on the texts that are trained on, or a folder's."""
         source = self.config.tokenizer.source
         if source == "train":
-            return self.kind.train_tokenizer(list(self._training_texts()), self.config.tokenizer.vocab_size)
+            return self.sources.kind.train_tokenizer(
+                list(self.sources.training_texts()), self.config.tokenizer.vocab_size
+            )
         if source != "teacher":
-            return load_tokenizer(self.base_dir / source, self.kind.needs_padding_token)
+            return load_tokenizer(self.base_dir / source, self.sources.kind.needs_padding_token)
         first = self.teacher_names[0] if self.teacher_names else next(iter(self.config.models))
         loaded = self._build(first, None, None)
         if loaded.tokenizer is None:
@@ -248,18 +231,6 @@ class Assembly:
         """Where a student is tried on a batch: one that is to be in parts need not fit on the device."""
         return torch.device("cpu") if self.in_parts("student") else self.device
 
-    def rows(self, name: str, split: str) -> Rows:
-        """The rows of a split, those that `select` draws."""
-        data = self.config.data[name]
-        rows = self._source(name)[split]
-        if data.select is None:
-            return rows
-        count = data.select.rows or max(1, round(len(rows) * (data.select.share or 1)))
-        if count > len(rows):
-            raise DataError(f"data.{name}.select.rows: {split} has {len(rows)} rows, fewer than {count}.")
-        drawn = random.Random(self.seed("select", name, split)).sample(range(len(rows)), count)
-        return [rows[i] for i in sorted(drawn)]
-
     def training_sets(
         self, stage: SupervisedStage | DistillStage, path: str, labelled_only: bool = False
     ) -> dict[str, JoinedText]:
@@ -284,14 +255,14 @@ class Assembly:
     ) -> JoinedText:
         """The rows of a task that a stage trains on: labelled ones, and unlabelled ones unless they are left out."""
         uses = [
-            (*self._split(ref, "train", f"{path}.train[{i}]"), True)
+            (*self.sources.split(ref, "train", f"{path}.train[{i}]"), True)
             for i, ref in enumerate(stage.train)
             if task_of(self.config, ref) == task
         ]
         if isinstance(stage, DistillStage) and not labelled_only:
             for i, ref in enumerate(stage.unlabelled):
                 if task_of(self.config, ref) == task:
-                    uses.append((*self._split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
+                    uses.append((*self.sources.split(ref, "unlabelled", f"{path}.unlabelled[{i}]"), False))
         parts = [self._dataset(*use) for use in uses]
         return JoinedText(parts, [self._augmenter(name, part) for (name, _, _), part in zip(uses, parts, strict=True)])
 
@@ -338,7 +309,7 @@ class Assembly:
     def evaluation_loader(self, use: str, task: str = "") -> TextLoader:
         """The rows of a task that models are evaluated on, `data` or `test`. Raises DataError where one has no label."""
         ref, path = self.evaluated_on(use)[task]
-        name, split = self._split(ref, use, path)
+        name, split = self.sources.split(ref, use, path)
         dataset = self._dataset(name, split, True)
         if -100 in dataset.labels:
             raise DataError(
@@ -367,56 +338,6 @@ class Assembly:
             raise ConfigError([problem], "config")
         return loaded
 
-    def _uses(self) -> Iterable[tuple[str, str, str]]:
-        """Every name of data in the stages, with what it is used for and where it stands."""
-        for i, stage in enumerate(self.config.stages):
-            for j, ref in enumerate(stage.train):
-                yield ref, "train", f"stages[{i}].train[{j}]"
-            for j, ref in enumerate(stage.unlabelled if isinstance(stage, DistillStage) else ()):
-                yield ref, "unlabelled", f"stages[{i}].unlabelled[{j}]"
-
-    def _data(self, ref: str) -> DataConfig:
-        return self.config.data[ref.partition(".")[0]]
-
-    def _declared(self, task: str) -> Task:
-        """A task as the config has it, without classes where those are to be read off the data."""
-        return self.kind.task(self.config.tasks_by_name[task])
-
-    def _classes(self, task: str) -> tuple[str, ...]:
-        train = [
-            (ref, self._split(ref, use, path))
-            for ref, use, path in self._uses()
-            if use == "train" and task_of(self.config, ref) == task
-        ]
-        rows = {".".join(where): self.rows(*where) for _, where in train}
-        labels = {".".join(where): self._data(ref).label for ref, where in train}
-        try:
-            return class_names(rows, labels)
-        except DataError as error:
-            raise (DataError(f"tasks.{task}: {error}") if task else error) from error
-
-    def _split(self, ref: str, use: str, path: str) -> tuple[str, str]:
-        name, _, wanted = ref.partition(".")
-        splits = self._source(name)
-        choices = (wanted,) if wanted else _SPLITS[use] if len(splits) > 1 else tuple(splits)
-        for split in choices:
-            if split in splits:
-                return name, split
-        raise DataError(
-            f"{path}: data {name!r} has no split {' or '.join(map(repr, choices))}; it has {', '.join(splits) or 'none'}."
-        )
-
-    def _source(self, name: str) -> Mapping[str, Rows]:
-        if name not in self._sources:
-            build = self.bind(self.config.data[name].source)
-            # The task's classes may still have to be read off these very rows.
-            task = self._declared(task_of(self.config, name))
-            try:
-                self._sources[name] = build(task=task, seed=self.seed("data", name), base_dir=self.base_dir)
-            except BrewerError as error:
-                raise DataError(f"data.{name}: {error}") from error
-        return self._sources[name]
-
     @property
     def _ahead(self) -> bool:
         """Whether batches are prepared in a thread: on a CPU it would take its time from the training."""
@@ -436,18 +357,18 @@ class Assembly:
     def _dataset(self, name: str, split: str, labelled: bool) -> TextDataset:
         key = (name, split, labelled)
         if key not in self._datasets:
-            data, task = self.config.data[name], self.task(task_of(self.config, name))
-            self.kind.check_columns(data, task, f"data.{name}", f"tasks.{data.task}" if data.task else "task")
+            data, task = self.config.data[name], self.sources.task(task_of(self.config, name))
+            self.sources.kind.check_columns(data, task, f"data.{name}", f"tasks.{data.task}" if data.task else "task")
             same = self._datasets.get((name, split, not labelled))
             self._datasets[key] = TextDataset(
-                self.rows(name, split),
+                self.sources.rows(name, split),
                 text=data.text,
                 label=data.label if labelled else None,
                 classes=task.labels,
                 tokenizer=self.tokenizer,
                 max_length=self.config.tokenizer.max_length,
                 where=f"data.{name}.{split}",
-                form=self.kind.form(self.config.tasks_by_name[task_of(self.config, name)], labelled),
+                form=self.sources.kind.form(self.config.tasks_by_name[task_of(self.config, name)], labelled),
                 first_row=self._rows_numbered,
                 tokens=same.tokens if same else None,
                 files=self._token_files,
@@ -464,16 +385,6 @@ class Assembly:
             augmenter.rehearse(rows)
             self._augmenters[name] = augmenter
         return self._augmenters.get(name)
-
-    def _training_texts(self) -> Iterable[str]:
-        for ref, use, path in self._uses():
-            name, split = self._split(ref, use, path)
-            columns = text_columns(self.config.data[name].text)
-            for row in self.rows(name, split):
-                for column in columns:
-                    check_column(row, column, f"data.{name}.{split}.text")
-                    if isinstance(row.get(column), str):
-                        yield row[column]
 
     def _build(self, name: str, teacher: LoadedModel | None, tokenizer: Any) -> LoadedModel:
         build, task = self.bind(self.config.models[name]), self.task_of_model(name)

@@ -57,7 +57,7 @@ def plan(assembly: Assembly) -> Plan:
     """
     check_precision(assembly.config.precision, assembly.device)
     problems: list[str] = []
-    tasks = {name: attempt(problems, assembly.task, name) for name in assembly.config.tasks_by_name}
+    tasks = {name: attempt(problems, assembly.sources.task, name) for name in assembly.config.tasks_by_name}
     if problems or attempt(problems, getattr, assembly, "tokenizer") is None:
         raise ConfigError(problems, "config")
     models = {name: attempt(problems, assembly.model, name) for name in assembly.config.models}
@@ -78,7 +78,7 @@ def plan(assembly: Assembly) -> Plan:
         stages=tuple((stage.name, trained_model(stage), tried[stage.name][0]) for stage in assembly.config.stages),
         rows={task: {use: count[task] for use, count in rows.items() if task in count} for task in tasks},
         classes={name: task.labels for name, task in tasks.items()},
-        learnt={name: assembly.kind.told(task, assembly.tokenizer) for name, task in tasks.items()},
+        learnt={name: assembly.sources.kind.told(task, assembly.tokenizer) for name, task in tasks.items()},
         teachers={task: _teachers_of(assembly.config, task) for task in tasks},
         parameters={name: assembly.facts(name).parameters for name in models},
         terms={name: terms for name, (_, terms, _) in tried.items()},
@@ -170,7 +170,13 @@ def _evaluator(assembly: Assembly, use: str, task: str) -> Evaluator:
     metrics = {_metric_name(ref, i, config): assembly.bind(ref) for i, ref in enumerate(config.evaluation.metrics)}
     loader = assembly.evaluation_loader(use, task)
     return Evaluator(
-        loader, metrics, assembly.task(task), assembly.device, config.precision, model_inputs, assembly.processes
+        loader,
+        metrics,
+        assembly.sources.task(task),
+        assembly.device,
+        config.precision,
+        model_inputs,
+        assembly.processes,
     )
 
 

@@ -43,7 +43,7 @@ def fingerprints(assembly: Assembly) -> dict[str, dict[str, Any]]:
     """The number of rows, and a hash of the columns that are read, of each split of data that a run uses."""
     found = {}
     for name, split in assembly.splits_read():
-        data, digest, rows = assembly.config.data[name], hashlib.sha256(), assembly.rows(name, split)
+        data, digest, rows = assembly.config.data[name], hashlib.sha256(), assembly.sources.rows(name, split)
         columns = [*text_columns(data.text), *([data.label] if data.label else [])]
         for row in rows:
             digest.update(json.dumps([row.get(column) for column in columns], default=str).encode())
