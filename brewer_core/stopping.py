@@ -46,17 +46,18 @@ class StopRequest:
 
     @property
     def heeded(self) -> bool:
-        """Whether a training is under way that will see it."""
+        """Whether a training is under way that will see it, or one has ended in an error."""
         return self._heeded > 0
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
-        """Around a training that asks for the reason after every step."""
+        """Around a training that asks for the reason after every step.
+
+        An error in it is heeded too, until it has been told: it ends all that a signal could.
+        """
         self._heeded += 1
-        try:
-            yield
-        finally:
-            self._heeded -= 1
+        yield
+        self._heeded -= 1
 
     def ask(self, reason: StopReason) -> None:
         """Ask it to stop; may be called by a signal handler."""

@@ -182,7 +182,7 @@ def build(
     from brewer_core.run.building import build_caches
     from brewer_core.run.pipeline import choose_device
 
-    with joined() as processes, stopping_gracefully(stop), processes.noticing_loss():
+    with stopping_gracefully(stop), joined() as processes, processes.noticing_loss():
         built = build_caches(
             Assembly(parsed, base_dir, registry, choose_device(device), processes),
             TerminalReporter() if processes.first else Reporter(),

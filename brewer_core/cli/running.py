@@ -50,25 +50,24 @@ def run(
     from brewer_core.run.pipeline import choose_device, choose_output, run_config
     from brewer_core.run.planning import plan
 
-    with joined() as processes:
+    with stopping_gracefully(stop), joined() as processes:  # in this order: until the others are left, a signal hides no error
         resuming = resume or (parsed.resume == "auto" and not overwrite)
         target = processes.of_first(lambda: choose_output(parsed, base_dir, stem, output, resuming))
         if dry_run:
             RunFolder.check(target, overwrite or resuming)
             terminal.show_plan(plan(Assembly(parsed, base_dir, registry, choose_device(device))))
             return
-        with stopping_gracefully(stop):
-            summary = run_config(
-                parsed,
-                output=target,
-                base_dir=base_dir,
-                overwrite=overwrite,
-                resume=resuming,
-                device=device,
-                registry=registry,
-                reporter=terminal if processes.first else Reporter(),
-                plugin_files=files,
-                stop=stop,
-            )
+        summary = run_config(
+            parsed,
+            output=target,
+            base_dir=base_dir,
+            overwrite=overwrite,
+            resume=resuming,
+            device=device,
+            registry=registry,
+            reporter=terminal if processes.first else Reporter(),
+            plugin_files=files,
+            stop=stop,
+        )
         if processes.first:
             terminal.show_summary(summary, target)
