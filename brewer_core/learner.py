@@ -76,6 +76,10 @@ class Learner(nn.Module):
             self._captures = Captures(self.student, self.needs.student, "student")
         return self._captures
 
+    def weights(self, step: Step) -> dict[str, float]:
+        """The configured factor of every term at a step; the strategy has the last word."""
+        return {**self.objective.weights(step), **self.strategy.weights(step)}
+
     def balance(self, losses: Mapping[str, Tensor], terms: Sequence[str], step: Step) -> Balance:
         """What the balancer makes of those of the losses that are named; nothing without one."""
         if self.balancer is None:

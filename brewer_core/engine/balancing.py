@@ -196,8 +196,7 @@ class GradientTrial:
     def take(self, losses: Mapping[str, Tensor], step: Step) -> None:
         """Raises RequestError where a loss has none by the place at which they are taken, or there is no such place."""
         if self.needed:
-            weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
-            self._balancing.begin(step, weights)
+            self._balancing.begin(step, self._learner.weights(step))
             self._balancing.told(Balanced(dict(losses), UNBALANCED), None, 1)
 
 

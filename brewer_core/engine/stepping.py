@@ -68,7 +68,7 @@ class Gradients:
 
     def __call__(self, micro_batches: Iterator[MicroBatch], count: int, step: Step) -> tuple[list[Seen], Tensor]:
         """What is recorded of the micro-batches, and the norm of the gradients, clipped as the settings ask."""
-        weights = {**self._learner.objective.weights(step), **self._learner.strategy.weights(step)}
+        weights = self._learner.weights(step)
         if self._settings.split_when_full:
             recorded = self._fitting_step(list(micro_batches), step, weights)
         else:

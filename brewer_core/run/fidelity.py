@@ -148,7 +148,7 @@ def _gradient(
     learner: Learner, task: str, batch: Batch, answers: Mapping[str, Features], step: Step
 ) -> tuple[list[Tensor], dict[str, float]]:
     """The gradient of the stage's total by the student's parameters, in eval mode, and the terms."""
-    weights = {**learner.objective.weights(step), **learner.strategy.weights(step)}
+    weights = learner.weights(step)
     parameters = [parameter for parameter in learner.student.parameters() if parameter.requires_grad]
     with evaluating(learner):
         losses: Mapping[str, Tensor] = learner(task, batch, answers, step)
