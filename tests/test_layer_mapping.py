@@ -17,7 +17,7 @@ from brewer_core import DistillationConfig, Features, GeneralDistiller, ModelInf
 from brewer_core.config import parse_run_config
 from brewer_core.errors import BrewerError, ConfigError, RequestError, Stopped
 from brewer_core.objective import Objective
-from brewer_core.objective.layer_search import linear_cka, most_alike, searched, with_pairs
+from brewer_core.objective.layer_search import linear_cka, most_alike, normed_products, searched, with_pairs
 from brewer_core.objective.layers import Layers, paired
 from brewer_core.plugins import build_registry, default_registry
 from brewer_core.registry import Registry
@@ -345,10 +345,12 @@ def test_linear_cka_is_what_plain_loops_give() -> None:
         return sum(x * y for row, other_row in zip(a, b, strict=True) for x, y in zip(row, other_row, strict=True))
 
     k, m = products(one.tolist()), products(other.tolist())
-    assert float(linear_cka(one, other)) == pytest.approx(dot(k, m) / (dot(k, k) * dot(m, m)) ** 0.5)
+    assert linear_cka(normed_products(one), normed_products(other)) == pytest.approx(
+        dot(k, m) / (dot(k, k) * dot(m, m)) ** 0.5
+    )
     turned = one @ torch.linalg.qr(torch.randn(3, 3, generator=g).double())[0]
-    assert float(linear_cka(one, 4 * turned + 1)) == pytest.approx(1.0)
-    assert float(linear_cka(torch.ones(5, 2), other)) == 0.0
+    assert linear_cka(normed_products(one), normed_products(4 * turned + 1)) == pytest.approx(1.0)
+    assert linear_cka(normed_products(torch.ones(5, 2)), normed_products(other)) == 0.0
 
 
 def layers_of(*states: Tensor, mask: Tensor | None = None) -> Features:

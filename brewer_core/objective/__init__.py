@@ -6,7 +6,7 @@ from brewer_core.objective.correction import Correction, probability_shift
 from brewer_core.objective.layer_search import searched, with_pairs
 from brewer_core.objective.layers import Pairs
 from brewer_core.objective.logit_term import LogitTerm
-from brewer_core.objective.match_term import MatchTerm, Source
+from brewer_core.objective.match_term import MatchTerm, Source, teacher_meant
 from brewer_core.objective.objective import KD_TERM, LABEL_TERM, Objective
 from brewer_core.objective.paths import path_problems, places_of
 from brewer_core.objective.weight import Weight
@@ -31,5 +31,6 @@ __all__ = [
     "places_of",
     "probability_shift",
     "searched",
+    "teacher_meant",
     "with_pairs",
 ]

@@ -19,7 +19,7 @@ from brewer_core.features import IN_LAYERS
 from brewer_core.objective.correction import MFT_THRESHOLD, MIX_WEIGHT, Correction
 from brewer_core.objective.layers import Layers, Pairs, paired
 from brewer_core.objective.logit_term import LogitTerm
-from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer
+from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer, teacher_meant
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
@@ -196,10 +196,9 @@ class Builder:
             if _several_at_once(self.teachers):
                 self.problems.append(f"{path}.teacher: there are several teachers; name one of {', '.join(names)}")
             return None
-        if isinstance(teacher, int) and -len(names) <= teacher < len(names):
-            return names[teacher]
-        if teacher in names:
-            return str(teacher)
+        meant = teacher_meant(teacher, names)
+        if meant is not None:
+            return meant
         self.problems.append(f"{path}.teacher: no teacher is called {teacher!r}; expected one of {', '.join(names)}")
         return names[0]
 

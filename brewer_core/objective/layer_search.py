@@ -15,6 +15,7 @@ from brewer_core.config import DistillationConfig, IntermediateMatch
 from brewer_core.errors import ConfigError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective.layers import Layers, Pairs
+from brewer_core.objective.match_term import teacher_meant
 from brewer_core.protocols import ModelInfo
 
 TOKENS = 1024
@@ -24,17 +25,17 @@ Compared: TypeAlias = Iterable[tuple[Features, Features]]
 """What a student and a teacher give for the same batches, one after the other, as far as they are asked for."""
 
 
-def linear_cka(one: Tensor, other: Tensor) -> Tensor:
-    """Linear centred kernel alignment of two sets of states of the same tokens.
+def linear_cka(one: Tensor, other: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of states of the same tokens, from the `normed_products` of each.
 
-    one: [N, D], other: [N, E]. Returns a scalar in [0, 1]; 1 where one is the other turned, moved or scaled, and 0 where
-    either does not vary.
+    one, other: [N, N]. Returns a number in [0, 1]; 1 where the states of one are those of the other turned, moved or scaled, and 0 where
+    either do not vary.
     Source: Kornblith et al. 2019, arXiv:1905.00414, section 3, linear CKA: |Y'X|^2 / (|X'X| |Y'Y|), of centred X and Y.
     """
-    return (_products(one) * _products(other)).sum()
+    return float((one * other).sum())
 
 
-def _products(states: Tensor) -> Tensor:
+def normed_products(states: Tensor) -> Tensor:
     """[N, N]: the products of centred states, of norm 1; |Y'X|^2 is the sum of products of XX' and YY'."""
     centred = states.double() - states.double().mean(0)
     products = centred @ centred.mT
@@ -103,11 +104,10 @@ def _teacher(match: IntermediateMatch, infos: Mapping[str, ModelInfo]) -> str:
     names = list(infos)
     if match.teacher is None:
         return names[0]
-    if isinstance(match.teacher, int) and -len(names) <= match.teacher < len(names):
-        return names[match.teacher]
-    if match.teacher not in names:
+    meant = teacher_meant(match.teacher, names)
+    if meant is None:
         raise RequestError(f"no teacher is called {match.teacher!r}; expected one of {', '.join(names)}.")
-    return str(match.teacher)
+    return meant
 
 
 def _pairs(match: IntermediateMatch, compared: Compared) -> Pairs:
@@ -130,9 +130,9 @@ def _pairs(match: IntermediateMatch, compared: Compared) -> Pairs:
         if count >= TOKENS:
             break
     own_products, taught_products = (
-        {place: _products(torch.cat(parts)[:TOKENS]) for place, parts in kept.items()} for kept in (rows, columns)
+        {place: normed_products(torch.cat(parts)[:TOKENS]) for place, parts in kept.items()} for kept in (rows, columns)
     )
-    likeness = [[float((row * column).sum()) for column in taught_products.values()] for row in own_products.values()]
+    likeness = [[linear_cka(row, column) for column in taught_products.values()] for row in own_products.values()]
     places = list(taught_products)
     return tuple((places[column], place) for place, column in zip(own_products, most_alike(likeness), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,13 @@ class MatchTerm(nn.Module):
                     f"{self.path}: the {owner} has no tensor as layer {layer} of {source.feature!r}, but None; name a layer that has one."
                 )
         return tuple(found[layer] for layer in layers) if isinstance(layers, tuple) else found[layers]
+
+
+def teacher_meant(teacher: str | int, names: Sequence[str]) -> str | None:
+    """The one of several teachers that a match means, by its name or its position in the list; None where there is none such."""
+    if isinstance(teacher, int):
+        return names[teacher] if -len(names) <= teacher < len(names) else None
+    return teacher if teacher in names else None
 
 
 def no_such_layer(owner: str, feature: str, count: int, layer: int) -> str:

@@ -14,7 +14,7 @@ from brewer_core.config import DistillationConfig, DistillStage, IntermediateMat
 from brewer_core.config.run import TeacherRef
 from brewer_core.features import ATTENTION, Features, features_read
 from brewer_core.learner import Learner
-from brewer_core.objective import Objective
+from brewer_core.objective import Objective, teacher_meant
 from brewer_core.protocols import Batch, LoadedModel, ModelInfo, Needs, Strategy, Teacher
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.caching import Asked, holds_all
@@ -139,11 +139,9 @@ def _needs(strategy: Strategy, config: DistillationConfig, teachers: Sequence[st
     logits = frozenset({"logits"})
     of_all = {name for match in config.matches if match.teacher is None for name in _names(match, "T")}
     of_all |= logits if config.compares_logits else frozenset()
+    meant = [(teacher_meant(m.teacher, teachers), _names(m, "T")) for m in config.matches if m.teacher is not None]
     by_teacher = {
-        name: own.teacher(name).union(
-            *(_names(match, "T") for match in config.matches if match.teacher in (name, i, i - len(teachers)))
-        )
-        for i, name in enumerate(teachers)
+        name: own.teacher(name).union(*(names for teacher, names in meant if teacher == name)) for name in teachers
     }
     matched = {name for match in config.matches for name in _names(match, "S")}
     return Needs(own.student | logits | matched, own.every_teacher | of_all, by_teacher)
