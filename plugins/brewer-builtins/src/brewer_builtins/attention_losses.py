@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import expectation
 from brewer_builtins.padding import (
     all_or_valid,
     keys_of,
@@ -168,14 +169,14 @@ def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normal
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)
-        return -_expectation(p, log_q).mean()
+        return -expectation(p, log_q).mean()
     check_square(student)
     valid = valid_tokens(mask, student)
     queries, keys = queries_of(valid, student), keys_of(valid, student)
     # before the softmax: its gradient is NaN where a padding query sees no key at all
     student, teacher = (_finite_rows(a, queries, keys) for a in (student, teacher))
     log_q, p = _attention(student, teacher, normalized)
-    return -_expectation(torch.where(queries & keys, p, 0), log_q).sum() / (token_count(valid) * _heads(student))
+    return -expectation(torch.where(queries & keys, p, 0), log_q).sum() / (token_count(valid) * _heads(student))
 
 
 def _attention(student: Tensor, teacher: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -183,11 +184,6 @@ def _attention(student: Tensor, teacher: Tensor, normalized: bool) -> tuple[Tens
     if normalized:
         return student.clamp(min=SMALLEST_PROBABILITY).log(), teacher
     return F.log_softmax(student, dim=-1), F.softmax(teacher, dim=-1)
-
-
-def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
-    """The mean of the values under the probabilities; what is impossible adds 0, were its value infinite."""
-    return (probabilities * torch.where(probabilities == 0, 0, values)).sum(dim=-1)
 
 
 def _finite_rows(attention: Tensor, queries: Tensor, keys: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.attention_losses import SMALLEST_PROBABILITY
-from brewer_builtins.distributions import divergences, log_softmax_over
+from brewer_builtins.distributions import expectation, log_softmax_over
 from brewer_builtins.padding import all_or_valid, keys_of, queries_of, token_count, without_padding
 from brewer_builtins.shapes import check_square, not_the_same_tokens, shown
 from brewer_builtins.states import in_full
@@ -162,7 +162,7 @@ def _over_valid_keys(attention: Tensor, valid: Tensor) -> Tensor:
 
 def _mean_kl(p: Tensor, log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
     """The mean over heads and valid queries of the KL divergence over keys, [B, H, L, L] each."""
-    counted = torch.where(valid[:, None], divergences(p, log_p, log_q), 0)
+    counted = torch.where(valid[:, None], expectation(p, log_p - log_q), 0)
     return counted.sum() / (token_count(valid) * p.shape[1])
 
 

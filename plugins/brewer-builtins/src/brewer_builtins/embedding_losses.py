@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.distributions import divergences, log_softmax_over
+from brewer_builtins.distributions import kl_divergence, log_softmax_over
 from brewer_builtins.padding import all_or_valid, token_count, without_padding
 from brewer_builtins.shapes import check_pairs, check_single, check_states, check_width
 from brewer_builtins.states import Pool, check_rows, in_full, rows_of, unit, valid_rows
@@ -167,7 +167,7 @@ def score_matrix_kl(
     for width, weight in _prefixes(queries[0], matryoshka_dims, matryoshka_weights):
         scores = _scores(queries[0][:, :width], documents[0][:, :width], similarity)
         log_q = log_softmax_over(scores / student_temperature, candidates)
-        losses.append(weight * divergences(log_p.exp(), log_p, log_q).sum() / scored)
+        losses.append(weight * kl_divergence(log_p, log_q).sum() / scored)
     return sum(losses[1:], losses[0])
 
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.distributions import divergences, log_softmax_over
+from brewer_builtins.distributions import kl_divergence, log_softmax_over
 from brewer_builtins.shapes import check_single, shown
 from brewer_builtins.states import in_full
 from brewer_core import ShapeError, component
@@ -72,7 +72,7 @@ def listwise_kl(
     valid = _candidates(student, teacher, mask)
     log_q = log_softmax_over(in_full(student) / student_temperature, valid)
     log_p = log_softmax_over(in_full(teacher.detach()) / teacher_temperature, valid)
-    loss = divergences(log_p.exp(), log_p, log_q).mean()
+    loss = kl_divergence(log_p, log_q).mean()
     return loss * student_temperature**2 if t_squared else loss
 
 

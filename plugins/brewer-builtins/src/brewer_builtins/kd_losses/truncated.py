@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Softened,
     Standardise,
     TSquared,
     check_kept,
-    kl_divergence,
     log_sum,
     mean_loss,
     of_top_k,
