@@ -18,6 +18,7 @@ from brewer_builtins.padding import (
     all_or_valid,
     keys_of,
     pair_count,
+    pairs_of,
     queries_of,
     token_count,
     valid_tokens,
@@ -140,7 +141,7 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     check_square(student)
     student, teacher = (torch.where(a <= UNSEEN_SCORE, 0, in_full(a)) for a in (student, teacher.detach()))
     valid = all_or_valid(mask, student)
-    pairs = queries_of(valid, student) & keys_of(valid, student)
+    pairs = pairs_of(valid, student)
     difference = torch.where(pairs, student, 0) - torch.where(pairs, teacher, 0)
     return difference.square().sum() / (pair_count(valid) * _heads(student))
 
@@ -153,7 +154,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
         return F.mse_loss(student, teacher)
     check_square(student)
     valid = valid_tokens(mask, student)
-    pairs = queries_of(valid, student) & keys_of(valid, student)
+    pairs = pairs_of(valid, student)
     student, teacher = (torch.where(pairs, _unmasked(a), 0) for a in (student, teacher))
     return F.mse_loss(student, teacher, reduction="none").sum() / (pair_count(valid) * _heads(student))
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
+
+Temperature = Annotated[float, Field(gt=0, description="What the scores of this side are divided by.")]
 
 
 def log_softmax_over(scores: Tensor, candidates: Tensor) -> Tensor:
