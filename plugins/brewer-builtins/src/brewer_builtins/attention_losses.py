@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import expectation
 from brewer_builtins.padding import (
     all_or_valid,
     keys_of,
     pair_count,
+    pairs_of,
     queries_of,
     token_count,
     valid_tokens,
@@ -139,7 +141,7 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     check_square(student)
     student, teacher = (torch.where(a <= UNSEEN_SCORE, 0, in_full(a)) for a in (student, teacher.detach()))
     valid = all_or_valid(mask, student)
-    pairs = queries_of(valid, student) & keys_of(valid, student)
+    pairs = pairs_of(valid, student)
     difference = torch.where(pairs, student, 0) - torch.where(pairs, teacher, 0)
     return difference.square().sum() / (pair_count(valid) * _heads(student))
 
@@ -152,7 +154,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
         return F.mse_loss(student, teacher)
     check_square(student)
     valid = valid_tokens(mask, student)
-    pairs = queries_of(valid, student) & keys_of(valid, student)
+    pairs = pairs_of(valid, student)
     student, teacher = (torch.where(pairs, _unmasked(a), 0) for a in (student, teacher))
     return F.mse_loss(student, teacher, reduction="none").sum() / (pair_count(valid) * _heads(student))
 
@@ -168,14 +170,14 @@ def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normal
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)
-        return -_expectation(p, log_q).mean()
+        return -expectation(p, log_q).mean()
     check_square(student)
     valid = valid_tokens(mask, student)
     queries, keys = queries_of(valid, student), keys_of(valid, student)
     # before the softmax: its gradient is NaN where a padding query sees no key at all
     student, teacher = (_finite_rows(a, queries, keys) for a in (student, teacher))
     log_q, p = _attention(student, teacher, normalized)
-    return -_expectation(torch.where(queries & keys, p, 0), log_q).sum() / (token_count(valid) * _heads(student))
+    return -expectation(torch.where(queries & keys, p, 0), log_q).sum() / (token_count(valid) * _heads(student))
 
 
 def _attention(student: Tensor, teacher: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -183,11 +185,6 @@ def _attention(student: Tensor, teacher: Tensor, normalized: bool) -> tuple[Tens
     if normalized:
         return student.clamp(min=SMALLEST_PROBABILITY).log(), teacher
     return F.log_softmax(student, dim=-1), F.softmax(teacher, dim=-1)
-
-
-def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
-    """The mean of the values under the probabilities; what is impossible adds 0, were its value infinite."""
-    return (probabilities * torch.where(probabilities == 0, 0, values)).sum(dim=-1)
 
 
 def _finite_rows(attention: Tensor, queries: Tensor, keys: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.attention_losses import SMALLEST_PROBABILITY
-from brewer_builtins.distributions import divergences, log_softmax_over
-from brewer_builtins.padding import all_or_valid, keys_of, queries_of, token_count, without_padding
+from brewer_builtins.distributions import expectation, log_softmax_over
+from brewer_builtins.padding import all_or_valid, pairs_of, token_count, without_padding
 from brewer_builtins.shapes import check_square, not_the_same_tokens, shown
 from brewer_builtins.states import in_full
 from brewer_core import ShapeError, component
@@ -120,7 +120,7 @@ def _attention_kl(student: Tensor, teacher: Tensor, mask: Tensor | None, normali
     """KL of attention maps, [B, H, L, L]: probabilities, or scores."""
     valid = all_or_valid(mask, student)
     if not normalized:
-        log_q, log_p = (log_softmax_over(in_full(a), _seen(valid, a)) for a in (student, teacher.detach()))
+        log_q, log_p = (log_softmax_over(in_full(a), pairs_of(valid, a)) for a in (student, teacher.detach()))
         return _mean_kl(log_p.exp(), log_p, log_q, valid)
     q, p = (_over_valid_keys(in_full(a), valid) for a in (student, teacher.detach()))
     log_q, log_p = (a.clamp(min=SMALLEST_PROBABILITY).log() for a in (q, p))
@@ -146,23 +146,18 @@ def _log_relation(states: Tensor, heads: int, valid: Tensor, side: str) -> Tenso
         )
     split = without_padding(states, valid).reshape(*states.shape[:2], heads, width // heads).transpose(1, 2)
     scores = split @ split.mT / math.sqrt(width // heads)
-    return log_softmax_over(scores, _seen(valid, scores))
-
-
-def _seen(valid: Tensor, attention: Tensor) -> Tensor:
-    """[B, 1, L, L]: the pairs of valid query and valid key."""
-    return queries_of(valid, attention) & keys_of(valid, attention)
+    return log_softmax_over(scores, pairs_of(valid, scores))
 
 
 def _over_valid_keys(attention: Tensor, valid: Tensor) -> Tensor:
     """[B, H, L, L]: probabilities over valid keys that sum to 1, or to 0 where there is none."""
-    kept = torch.where(_seen(valid, attention), attention, 0)
+    kept = torch.where(pairs_of(valid, attention), attention, 0)
     return kept / kept.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_PROBABILITY)
 
 
 def _mean_kl(p: Tensor, log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
     """The mean over heads and valid queries of the KL divergence over keys, [B, H, L, L] each."""
-    counted = torch.where(valid[:, None], divergences(p, log_p, log_q), 0)
+    counted = torch.where(valid[:, None], expectation(p, log_p - log_q), 0)
     return counted.sum() / (token_count(valid) * p.shape[1])
 
 

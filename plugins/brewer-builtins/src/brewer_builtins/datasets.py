@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from csv import DictReader
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal, TextIO, overload
 
 from pydantic import Field
 
@@ -211,12 +211,18 @@ def _read_csv(file: Path, delimiter: str) -> Rows:
 
 
 def _read_jsonl(file: Path) -> Rows:
-    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rt", encoding="utf-8-sig") as lines:
+        with _opened(file) as lines:
             return _of_dicts([_object(file, i, line) for i, line in enumerate(lines, 1) if line.strip()])
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: {reason(error)}; expected UTF-8 text with a JSON object on each line.") from error
+
+
+def _opened(file: Path) -> TextIO:
+    """A file of UTF-8 text, which may be compressed (`.gz`)."""
+    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    opened: TextIO = opener(file, "rt", encoding="utf-8-sig")
+    return opened
 
 
 def _object(file: Path, number: int, line: str) -> dict[str, Any]:
@@ -230,9 +236,8 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _read_text(file: Path, by: str) -> Rows:
-    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rt", encoding="utf-8-sig") as opened:
+        with _opened(file) as opened:
             parts = opened.read().splitlines() if by == "line" else _BETWEEN_PARAGRAPHS.split(opened.read())
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: {reason(error)}; expected UTF-8 text.") from error

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.distributions import divergences, log_softmax_over
-from brewer_builtins.padding import all_or_valid, token_count, without_padding
+from brewer_builtins.distributions import Temperature, kl_divergence, log_softmax_over
+from brewer_builtins.padding import token_count, without_padding
 from brewer_builtins.shapes import check_pairs, check_single, check_states, check_width
-from brewer_builtins.states import Pool, check_rows, in_full, rows_of, unit, valid_rows
+from brewer_builtins.states import Pool, check_rows, in_full, rows_of, unit, valid_items
 from brewer_core import RequestError, ShapeError, component
 
 Width = Annotated[int, Field(ge=1)]
@@ -36,8 +36,6 @@ MatryoshkaDims = Annotated[
 MatryoshkaWeights = Annotated[
     list[float] | None, Field(description="A factor for each of `matryoshka_dims`; without it each has the factor 1.")
 ]
-
-Temperature = Annotated[float, Field(gt=0, description="What the scores of this side are divided by.")]
 
 
 @component(
@@ -67,7 +65,7 @@ def embedding_mse(
     """
     check_states(student, teacher)
     check_rows(student, teacher)
-    valid = _valid_items(student, mask)
+    valid = valid_items(student, mask)
     own, taught = (without_padding(in_full(states), valid) for states in (student, teacher.detach()))
     items = token_count(valid)
     losses = [
@@ -167,20 +165,13 @@ def score_matrix_kl(
     for width, weight in _prefixes(queries[0], matryoshka_dims, matryoshka_weights):
         scores = _scores(queries[0][:, :width], documents[0][:, :width], similarity)
         log_q = log_softmax_over(scores / student_temperature, candidates)
-        losses.append(weight * divergences(log_p.exp(), log_p, log_q).sum() / scored)
+        losses.append(weight * kl_divergence(log_p, log_q).sum() / scored)
     return sum(losses[1:], losses[0])
 
 
 def _scores(queries: Tensor, documents: Tensor, similarity: str) -> Tensor:
     """[B, N]: the score of each query and document."""
     return unit(queries) @ unit(documents).mT if similarity == "cos" else queries @ documents.mT
-
-
-def _valid_items(states: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, L], or [B] for [B, D]: which embeddings count."""
-    if states.dim() == 3:
-        return all_or_valid(mask, states)
-    return valid_rows(states, mask, "student")
 
 
 def _prefixes(

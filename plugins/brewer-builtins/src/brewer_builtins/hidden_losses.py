@@ -17,10 +17,10 @@ from torch import Tensor
 from brewer_builtins.padding import all_or_valid, pair_count, token_count, valid_tokens, without_padding
 from brewer_builtins.shapes import (
     check_pairs,
+    check_same_tokens,
     check_states,
     check_tokens,
     check_width,
-    not_the_same_tokens,
     shown,
 )
 from brewer_builtins.states import in_full, unit
@@ -118,8 +118,7 @@ def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     for side, (first, second) in (("student", student), ("teacher", teacher)):
         if first.shape != second.shape:
             raise ShapeError(f"the {side}'s two layers are {shown(first)} and {shown(second)}; they must be alike.")
-    if student[0].shape[:-1] != teacher[0].shape[:-1]:
-        raise ShapeError(not_the_same_tokens(student[0], teacher[0]))
+    check_same_tokens(student[0], teacher[0])
     if mask is None:
         return F.mse_loss(_similarity(student), _similarity(teacher).detach())
     valid = valid_tokens(mask, student[0])

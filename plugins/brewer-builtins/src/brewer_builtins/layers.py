@@ -29,7 +29,7 @@ def keep_layers(model: Any, layers: Sequence[int]) -> Any:
     Raises RequestError where it has no such list or no such layer, and where a layer does not fit into its new place.
     """
     prefix = list_of_layers(model, "keep_layers")
-    _check_layers(layers, model.config.num_hidden_layers)
+    check_layers(layers, model.config.num_hidden_layers, "keep_layers")
     return shortened(model, {prefix: ("num_hidden_layers", layers)}, "keep_layers")
 
 
@@ -81,14 +81,13 @@ def list_of_layers(model: Any, option: str = "layers") -> str:
     return str(names[0])
 
 
-def _check_layers(layers: Sequence[int], count: int) -> None:
+def check_layers(layers: Sequence[Any], count: int, option: str = "layers") -> None:
+    """Raises RequestError where layers that are kept are none, or not among so many."""
     if not layers:
-        raise RequestError("`keep_layers` is empty; name one layer at least.")
+        raise RequestError(f"`{option}` is empty; name one layer at least.")
     for layer in layers:
-        if not 0 <= layer < count:
-            raise RequestError(
-                f"`keep_layers` names layer {layer}, and the teacher has {count} layers, 0 to {count - 1}."
-            )
+        if not isinstance(layer, int) or not 0 <= layer < count:
+            raise RequestError(f"`{option}` names layer {layer}, and the teacher has {count} layers, 0 to {count - 1}.")
 
 
 def made(kind: Any, config: Any, dtype: Any) -> Any:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from brewer_builtins.padding import all_or_valid, token_count, without_padding
+from brewer_builtins.distributions import log_softmax_over
+from brewer_builtins.padding import token_count, without_padding
 from brewer_builtins.shapes import check_same_tokens, check_single, shown
-from brewer_builtins.states import Pool, PoolName, check_rows, in_full, rows_of, unit, valid_rows
+from brewer_builtins.states import Pool, PoolName, check_rows, in_full, rows_of, unit, valid_items
 from brewer_core import RequestError, ShapeError, component
 
 LEARNED = "what it compares is learned, so where student and teacher agree is no minimum"
@@ -81,13 +82,10 @@ class ContrastiveRepresentation(nn.Module):
         own, taught = (
             unit(_linear(p, s)) for p, s in ((self.student_projection, own), (self.teacher_projection, taught))
         )
-        similarities = torch.where(valid[:, None] & valid, own @ taught.mT / self.tau, -torch.inf)
-        similarities = torch.where(valid[:, None], similarities, 0)
-        loss = _found(similarities, valid)
+        loss = _found(own @ taught.mT / self.tau, valid)
         if not self.symmetric:
             return loss
-        other_way = torch.where(valid[:, None] & valid, taught @ own.mT / self.tau, -torch.inf)
-        return (loss + _found(torch.where(valid[:, None], other_way, 0), valid)) / 2
+        return (loss + _found(taught @ own.mT / self.tau, valid)) / 2
 
 
 @component(
@@ -140,7 +138,7 @@ class VariationalInformation(nn.Module):
         check_rows(student, teacher)
         check_same_tokens(student, teacher)
         _check_built_for("vid", student, teacher, self.widths)
-        valid = all_or_valid(mask, student) if student.dim() == 3 else valid_rows(student, mask, "student")
+        valid = valid_items(student, mask)
         own, taught = (without_padding(in_full(states), valid) for states in (student, teacher.detach()))
         variance = F.softplus(in_full(self.alpha)) + SMALLEST_VARIANCE
         surprise = ((taught - self._mean(own)).square() / variance + variance.log()) / 2
@@ -159,8 +157,8 @@ def _linear(layer: nn.Module, states: Tensor) -> Tensor:
 
 
 def _found(similarities: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of the diagonal, the mean over valid rows."""
-    surprise = -similarities.log_softmax(dim=1).diagonal()
+    """Cross-entropy of the diagonal among valid rows, the mean over them."""
+    surprise = -log_softmax_over(similarities, valid[:, None] & valid).diagonal()
     return torch.where(valid, surprise, 0).sum() / token_count(valid)
 
 

@@ -48,6 +48,11 @@ def queries_of(valid: Tensor, attention: Tensor) -> Tensor:
     return keys_of(valid, attention).mT
 
 
+def pairs_of(valid: Tensor, attention: Tensor) -> Tensor:
+    """[B, 1, L, L], or [B, L, L] for attention without heads: the pairs of valid query and valid key."""
+    return queries_of(valid, attention) & keys_of(valid, attention)
+
+
 def token_count(valid: Tensor) -> Tensor:
     """How many tokens are valid, at least 1, so that a loss without any is 0."""
     return valid.sum().clamp(min=1)

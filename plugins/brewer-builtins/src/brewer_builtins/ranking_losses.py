@@ -13,12 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.distributions import divergences, log_softmax_over
+from brewer_builtins.distributions import Temperature, kl_divergence, log_softmax_over
 from brewer_builtins.shapes import check_single, shown
 from brewer_builtins.states import in_full
 from brewer_core import ShapeError, component
-
-Temperature = Annotated[float, Field(gt=0, description="What the scores of this side are divided by.")]
 
 
 @component(over="rows", source="Hofstätter et al. 2020, arXiv:2010.02666, section 3", name="Margin MSE")
@@ -72,7 +70,7 @@ def listwise_kl(
     valid = _candidates(student, teacher, mask)
     log_q = log_softmax_over(in_full(student) / student_temperature, valid)
     log_p = log_softmax_over(in_full(teacher.detach()) / teacher_temperature, valid)
-    loss = divergences(log_p.exp(), log_p, log_q).mean()
+    loss = kl_divergence(log_p, log_q).mean()
     return loss * student_temperature**2 if t_squared else loss
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.padding import without_padding
+from brewer_builtins.padding import all_or_valid, without_padding
 from brewer_builtins.shapes import check_single, shown
 from brewer_core import ShapeError
 
@@ -75,11 +75,16 @@ def valid_rows(states: Tensor, mask: Tensor | None, side: str) -> Tensor:
     return mask.bool().any(dim=1) if mask.dim() == 2 else mask.bool()
 
 
+def valid_items(states: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, L], or [B] for [B, D]: which of the student's states count."""
+    return all_or_valid(mask, states) if states.dim() == 3 else valid_rows(states, mask, "student")
+
+
 def _pooled(states: Tensor, mask: Tensor | None, valid: Tensor, pool: PoolName) -> Tensor:
     """[B, D]: one vector a row, of zeros where it has no valid token."""
     if states.dim() == 2:
         return without_padding(states, valid)
-    tokens = torch.ones_like(states[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+    tokens = all_or_valid(mask, states)
     if pool == "mean":
         means = without_padding(states, tokens).sum(dim=1) / tokens.sum(dim=1).clamp(min=1).unsqueeze(-1)
         return without_padding(means, valid)

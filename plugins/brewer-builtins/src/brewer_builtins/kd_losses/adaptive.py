@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import expectation
 from brewer_builtins.kd_losses.softened import (
     Standardise,
     TSquared,
     check_kept,
-    expectation,
     mean_loss,
     of_top_k,
     softened,

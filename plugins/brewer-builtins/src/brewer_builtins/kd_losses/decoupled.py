@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Standardise,
     TSquared,
-    kl_divergence,
     log_sum,
     mean_loss,
     softened,

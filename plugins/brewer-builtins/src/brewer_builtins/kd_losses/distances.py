@@ -107,10 +107,8 @@ def regression_mse(
     Cost: O(N V).
     Source: the squared error from a teacher's predictions in place of targets, as in Breiman and Shang 1996, Born again trees.
     """
-    check_shapes(student_logits, teacher_logits, temperature)
-    if not student_logits.numel():
-        return student_logits.sum()
-    return _squared_error(*divided(student_logits, teacher_logits, 1.0, standardise))
+    # times T squared: no temperature divides them
+    return mse(student_logits, teacher_logits, temperature, t_squared=True, standardise=standardise)
 
 
 def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:

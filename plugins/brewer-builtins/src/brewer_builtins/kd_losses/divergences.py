@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from brewer_builtins.distributions import expectation, kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Standardise,
     TSquared,
     check_kept,
     check_shapes,
     divided,
-    expectation,
-    kl_divergence,
     mean_loss,
     of_top_k,
     softened,

@@ -9,13 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import expectation, kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Softened,
     Standardise,
     TSquared,
     check_kept,
-    expectation,
-    kl_divergence,
     mean_loss,
     of_top_k,
     softened,

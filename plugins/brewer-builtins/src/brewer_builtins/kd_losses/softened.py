@@ -92,16 +92,6 @@ def standardised(logits: Tensor) -> Tensor:
     return (centred / deviation).masked_fill(ruled_out, -math.inf)
 
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p‖q) of each position, [...]: Σ p log(p/q) over the classes that p allows."""
-    return expectation(log_p.exp(), log_p - log_q)
-
-
-def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
-    """The mean of the values under the probabilities, by position; an impossible class adds 0, were its value infinite."""
-    return (probabilities * torch.where(probabilities == 0, 0, values)).sum(dim=-1)
-
-
 def log_sum(log_probabilities: Tensor) -> Tensor:
     """The logarithm of the sum of the last axis, [...], with a gradient also where all are -inf, which is 0."""
     # the lowest number stands for -inf: of nothing but -inf, logsumexp has no gradient but NaN

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from brewer_builtins.distributions import kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Softened,
     Standardise,
     TSquared,
     check_kept,
-    kl_divergence,
     log_sum,
     mean_loss,
     of_top_k,
@@ -90,15 +90,7 @@ def _truncated(both: Softened, k: int, tail: bool) -> Tensor:
         return kl_divergence(*(side - log_sum(side).unsqueeze(-1) for side in likely))
     if indices.shape[-1] == both.teacher.shape[-1]:
         return kl_divergence(*likely)
-    rest = [_log_rest(side, indices) for side in (both.teacher, both.student)]
+    rest = [log_sum(side.scatter(-1, indices, -math.inf)) for side in (both.teacher, both.student)]
     return kl_divergence(
         *(torch.cat([some, other.unsqueeze(-1)], -1) for some, other in zip(likely, rest, strict=True))
     )
-
-
-def _log_rest(log_probabilities: Tensor, indices: Tensor) -> Tensor:
-    """The logarithm of the sum of all but these classes, [...], with a gradient also where nothing is left, which is 0."""
-    # the lowest number stands for them, not -inf: of nothing but -inf, logsumexp has no gradient but NaN
-    lowest = torch.finfo(log_probabilities.dtype).min
-    rest = log_probabilities.scatter(-1, indices, lowest).logsumexp(-1)
-    return rest.masked_fill(rest <= lowest, -math.inf)

@@ -44,32 +44,30 @@ class Activity:
 
 def activity(anatomy: Anatomy, batches: Batches) -> Activity:
     """The activity of a model on a sample."""
-    means: dict[str, _Mean] = defaultdict(_Mean)
-    moments: dict[str, _Mean] = defaultdict(_Mean)
+    channels, moments, heads, dimensions, neurons = (defaultdict[str, _Mean](_Mean) for _ in range(5))
     hooks: dict[nn.Module, Heard] = {}
     for name, norm in anatomy.norms.items():
-        hooks[norm] = _norm_heard(means[f"norm {name}"], moments[name], normal(anatomy, norm), _folds(anatomy, name))
-    head_dims = {key: anatomy.sizes.stacks[stack.name].head_dim for key, stack in anatomy.stacks.items()}
+        hooks[norm] = _norm_heard(channels[name], moments[name], normal(anatomy, norm), _folds(anatomy, name))
     for name, module in anatomy.reading("context").items():
-        key, dim = anatomy.attention_of(name), head_dims[anatomy.stack_of(name)]
-        hooks[module] = _context_heard(means[f"heads {key}"], means[f"dimensions {key}"], dim)
+        key, dim = anatomy.attention_of(name), anatomy.sizes_of(name, anatomy.sizes).head_dim
+        hooks[module] = _context_heard(heads[key], dimensions[key], dim)
     for name, module in anatomy.reading("neurons").items():
-        hooks[module] = _input_heard(means[f"neurons {anatomy.layer_of(name)}"])
-    for module in list(anatomy.reading("pooled").values())[:1]:
-        hooks[module] = _input_heard(means["pooled"])
+        hooks[module] = _input_heard(neurons[anatomy.layer_of(name)])
+    pooled, readers = _Mean(), list(anatomy.reading("pooled").values())[:1]
+    hooks |= {module: _input_heard(pooled) for module in readers}
     listen(anatomy.model, batches, hooks)
     return Activity(
-        channels=torch.stack([mean.value for key, mean in means.items() if key.startswith("norm ")]).sum(0),
-        heads=_of(means, "heads "),
-        dimensions=_of(means, "dimensions "),
-        neurons=_of(means, "neurons "),
-        pooled=means["pooled"].value if "pooled" in means else None,
+        channels=torch.stack([mean.value for mean in channels.values()]).sum(0),
+        heads=_values(heads),
+        dimensions=_values(dimensions),
+        neurons=_values(neurons),
+        pooled=pooled.value if readers else None,
         moments=torch.stack([mean.value / mean.value.trace().clamp(min=1e-30) for mean in moments.values()]).sum(0),
     )
 
 
-def _of(means: Mapping[str, _Mean], kind: str) -> dict[str, Tensor]:
-    return {key.removeprefix(kind): mean.value for key, mean in means.items() if key.startswith(kind)}
+def _values(means: Mapping[str, _Mean]) -> dict[str, Tensor]:
+    return {key: mean.value for key, mean in means.items()}
 
 
 class _Mean:

@@ -16,6 +16,11 @@ from brewer_core import RequestError
 _CROSS = re.compile(r"encoder_attn|EncDecAttention|crossattention")
 
 
+def transposed(linear: nn.Module) -> bool:
+    """Whether the input comes first in a linear layer's weight, as in GPT-2's."""
+    return type(linear).__name__ == "Conv1D"
+
+
 @dataclass(frozen=True)
 class StackSizes:
     """Sizes of a layer. kv_heads: heads of keys and values, fewer where several heads share them."""
@@ -88,6 +93,10 @@ class Anatomy:
         stack = self.stack_of(name)
         return f"{stack}.{name.removeprefix(f'{stack}.').partition('.')[0]}"
 
+    def sizes_of(self, name: str, sizes: Sizes) -> StackSizes:
+        """Of these sizes those of the stack that something belongs to."""
+        return sizes.stacks[self.stacks[self.stack_of(name)].name]
+
     def attention_of(self, name: str) -> str:
         """What has its own choice of heads: an attention, or all of a stack's where they share a bias for each head."""
         if _CROSS.search(name):
@@ -124,7 +133,7 @@ class Anatomy:
         out, into = (self._pooled(axis) for axis in rule[1:])
         if rank == 1:
             return (out,)
-        return (into, out) if type(self.modules[owner]).__name__ == "Conv1D" else (out, into)
+        return (into, out) if transposed(self.modules[owner]) else (out, into)
 
     def _pooled(self, axis: Axis) -> Axis:
         """What a head of a language model makes of the stream goes to the embeddings, so it is of their width."""
@@ -146,7 +155,7 @@ class Anatomy:
             axes = (
                 self.by_rule(f"{name}.weight", 2) if isinstance(getattr(module, "weight", None), nn.Parameter) else None
             )
-            if axes and axis in axes and axes[0 if type(module).__name__ == "Conv1D" else 1] == axis:
+            if axes and axes[0 if transposed(module) else 1] == axis:
                 found[name] = module
         return found
 

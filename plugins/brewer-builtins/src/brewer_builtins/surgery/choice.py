@@ -43,21 +43,20 @@ class Choice:
 def choice(anatomy: Anatomy, sizes: Sizes, seen: Activity | None) -> Choice:
     """What is kept: what is most active; without anything seen, what comes first."""
     old = anatomy.sizes
-    attentions = {anatomy.attention_of(name): anatomy.stack_of(name) for name in anatomy.reading("context")}
-    layers = {anatomy.layer_of(name): anatomy.stack_of(name) for name in anatomy.reading("neurons")}
-    named = {path: stack.name for path, stack in anatomy.stacks.items()}
+    attentions = {anatomy.attention_of(name): name for name in anatomy.reading("context")}
+    layers = {anatomy.layer_of(name): name for name in anatomy.reading("neurons")}
     return Choice(
         channels=best(seen.channels if seen else torch.zeros(old.hidden), sizes.hidden),
         heads={
-            key: _heads(anatomy, key, old.stacks[named[stack]], sizes.stacks[named[stack]], seen)
-            for key, stack in attentions.items()
+            key: _heads(anatomy, key, anatomy.sizes_of(name, old), anatomy.sizes_of(name, sizes), seen)
+            for key, name in attentions.items()
         },
         neurons={
             key: best(
-                seen.neurons[key] if seen else torch.zeros(old.stacks[named[stack]].neurons),
-                sizes.stacks[named[stack]].neurons,
+                seen.neurons[key] if seen else torch.zeros(anatomy.sizes_of(name, old).neurons),
+                anatomy.sizes_of(name, sizes).neurons,
             )
-            for key, stack in layers.items()
+            for key, name in layers.items()
         },
         pooled=best(seen.pooled if seen and seen.pooled is not None else torch.zeros(old.hidden), sizes.hidden),
     )

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from brewer_builtins.layers import check_layers
 from brewer_builtins.surgery.settings import FORMS, By
 from brewer_core import RequestError
 
@@ -24,7 +25,8 @@ def chosen(layers: Any, total: int, influence: Callable[[], Sequence[float]]) ->
     layers of most influence. Raises RequestError where there are fewer layers, or where no number is meant.
     """
     if isinstance(layers, Sequence) and not isinstance(layers, str):
-        return _listed(layers, total)
+        check_layers(layers, total)
+        return list(layers)
     count, by = _count_and_word(layers, total)
     if not 0 < count <= total:
         raise RequestError(f"`layers` asks for {count} layers, and the teacher has {total}; ask for 1 to {total}.")
@@ -47,15 +49,6 @@ def _count_and_word(layers: Any, total: int) -> tuple[int, str]:
     if isinstance(layers, Mapping) and set(layers) == {"count", "by"} and layers["by"] in WORDS:
         return int(layers["count"]), str(layers["by"])
     raise RequestError(f"`layers` is {layers!r}; expected {FORMS}.")
-
-
-def _listed(layers: Sequence[Any], total: int) -> list[int]:
-    if not layers:
-        raise RequestError("`layers` is empty; name one layer at least.")
-    for layer in layers:
-        if not isinstance(layer, int) or not 0 <= layer < total:
-            raise RequestError(f"`layers` names layer {layer}, and the teacher has {total} layers, 0 to {total - 1}.")
-    return list(layers)
 
 
 class Influence:

@@ -8,7 +8,7 @@ stays as it is where it does not depend on the sizes of the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from brewer_core import RequestError
@@ -167,29 +167,14 @@ _LLAMA_FOLDS = {
     "model.norm": ("/lm_head", "/score"),
 }
 _LLAMA = Family((Stack("layers"),), _LLAMA_RULES, free_heads=True, rotary=True, centred=False, folds=_LLAMA_FOLDS)
-_GEMMA = Family(
-    (Stack("layers"),),
-    _LLAMA_RULES,
-    free_heads=True,
-    rotary=True,
-    centred=False,
-    norm_offset=1.0,
-    folds=_LLAMA_FOLDS,
-    embeddings="embed_tokens",
-)
-_GEMMA2 = Family(
-    (Stack("layers"),),
-    _LLAMA_RULES,
-    free_heads=True,
-    rotary=True,
-    centred=False,
-    norm_offset=1.0,
+_GEMMA = replace(_LLAMA, norm_offset=1.0, embeddings="embed_tokens")
+_GEMMA2 = replace(
+    _GEMMA,
     folds={
         "input_layernorm": _LLAMA_FOLDS["input_layernorm"],
         "pre_feedforward_layernorm": _LLAMA_FOLDS["post_attention_layernorm"],
         "model.norm": _LLAMA_FOLDS["model.norm"],
     },
-    embeddings="embed_tokens",
 )
 _T5_READERS = ("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1")
 _T5 = Family(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brewer_builtins.layers import copied, made
 from brewer_builtins.surgery.activity import Batches, activity
-from brewer_builtins.surgery.anatomy import Anatomy, Sizes
+from brewer_builtins.surgery.anatomy import Anatomy, Sizes, transposed
 from brewer_builtins.surgery.choice import Choice, choice, kept, positions
 from brewer_builtins.surgery.norms import Fitted, fitted, folded_bias
 from brewer_builtins.surgery.projection import Projection, Selection, principal
@@ -91,14 +91,14 @@ def _fold(anatomy: Anatomy, state: State, readers: Mapping[str, list[str]]) -> d
         scale = state[f"{norm}.weight"] + anatomy.family.norm_offset
         bias = state.get(f"{norm}.bias")
         for reader in own:
-            transposed = type(anatomy.modules[reader]).__name__ == "Conv1D"
+            input_first = transposed(anatomy.modules[reader])
             weight = state[f"{reader}.weight"]
-            matrix = weight.T if transposed else weight
+            matrix = weight.T if input_first else weight
             if bias is not None and f"{reader}.bias" in state:
                 state[f"{reader}.bias"] = state[f"{reader}.bias"] + matrix @ bias
             elif bias is not None:
                 lacking[reader] = matrix @ bias
-            state[f"{reader}.weight"] = weight * (scale[:, None] if transposed else scale)
+            state[f"{reader}.weight"] = weight * (scale[:, None] if input_first else scale)
     return lacking
 
 
@@ -125,7 +125,7 @@ def _cut(anatomy: Anatomy, sizes: Sizes, what: Choice, projection: Projection, s
 def _index(anatomy: Anatomy, what: Choice, name: str, axis: str) -> Tensor:
     if axis == "pooled":
         return what.pooled
-    old = anatomy.sizes.stacks[anatomy.stacks[anatomy.stack_of(name)].name]
+    old = anatomy.sizes_of(name, anatomy.sizes)
     if axis.startswith("neurons"):
         own = what.neurons[anatomy.layer_of(name)]
         return torch.cat([own + part * old.neurons for part in range(axis.count("+") + 1)])
@@ -134,8 +134,7 @@ def _index(anatomy: Anatomy, what: Choice, name: str, axis: str) -> Tensor:
 
 def _sharper(anatomy: Anatomy, sizes: Sizes, name: str, axes: tuple[str, ...], tensor: Tensor) -> Tensor:
     """Queries of fewer dimensions, by sqrt(d'/d): scores are divided by the root of fewer, so those that are left count alike."""
-    stack = anatomy.stacks[anatomy.stack_of(name)].name
-    old, new = anatomy.sizes.stacks[stack], sizes.stacks[stack]
+    old, new = anatomy.sizes_of(name, anatomy.sizes), anatomy.sizes_of(name, sizes)
     axis = next((i for i, axis in enumerate(axes) if "query" in axis), None)
     if axis is None or new.head_dim == old.head_dim or not anatomy.family.scaled:
         return tensor
