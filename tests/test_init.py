@@ -19,7 +19,8 @@ from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.columns import Columns, columns_of
 from brewer_core.run.explaining import explain
-from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe, recipe_names
+from brewer_core.run.library import recipe_names
+from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe
 from brewer_core.stopping import StopReason, StopRequest
 from runs import brewer, labelled, read, weights_in, write_csv
 

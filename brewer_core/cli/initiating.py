@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +13,12 @@ import typer
 
 from brewer_core.cli.reading import active_registry
 from brewer_core.errors import OutputExistsError, RequestError
+from brewer_core.run.library import recipe_names
 
 if TYPE_CHECKING:
     from brewer_core.registry import Registry
     from brewer_core.run.recipes import OwnData, Recipe, Teacher
 
-_FOLDER = resources.files("brewer_core") / "run" / "configs" / "recipes"
-_NAMES = ", ".join(sorted(entry.name.removesuffix(".json") for entry in _FOLDER.iterdir()))
-"""For the help, which is to load nothing of a run."""
 _HOLDOUT = 0.1
 _WIDE = 120
 
@@ -29,7 +26,9 @@ _WIDE = 120
 def init(
     recipe_name: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME", help=f"One of {_NAMES}.", show_default="kd or kd-lm"),
+        typer.Option(
+            "--recipe", "-r", metavar="NAME", help=f"One of {', '.join(recipe_names())}.", show_default="kd or kd-lm"
+        ),
     ] = None,
     file: Annotated[
         str | None,
@@ -230,7 +229,7 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from brewer_core.run.recipes import recipe, recipe_names
+    from brewer_core.run.recipes import recipe
 
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "task", "paper", "what it does"):

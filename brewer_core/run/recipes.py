@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
 from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.run.columns import Columns
 from brewer_core.run.fitting import DECODERS, ENCODERS, ROTARY_ENCODERS, Share, TeacherSizes, fit
+from brewer_core.run.library import recipe_names, recipe_text
 
 DEFAULT = {TEXT_CLASSIFICATION: "kd", CAUSAL_LM: "kd-lm"}
 """The recipe of each kind of task where none is named."""
@@ -99,18 +100,13 @@ class OwnData:
     evaluation: str = DATA
 
 
-def recipe_names() -> list[str]:
-    """The names of all recipes."""
-    return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
-
-
 def recipe(name: str) -> Recipe:
     """The recipe of a name. Raises RequestError where there is none."""
     if name not in recipe_names():
         close = did_you_mean(name, recipe_names())
         known = "" if "known" in close else f" Known: {', '.join(recipe_names())}"
         raise RequestError(f"--recipe {name}: there is no such recipe{close}{known}")
-    told = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    told = json.loads(recipe_text(name))
     return Recipe(
         name,
         told["title"],
@@ -233,7 +229,3 @@ def _files_of(distribution: str) -> Sequence[metadata.PackagePath] | None:
         return metadata.files(distribution) or []
     except (metadata.PackageNotFoundError, ValueError):
         return None
-
-
-def _folder() -> Any:
-    return resources.files("brewer_core") / "run" / "configs" / "recipes"
