@@ -22,6 +22,7 @@ from brewer_core.run.explaining import explain
 from brewer_core.run.library import recipe_names
 from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe
 from brewer_core.stopping import StopReason, StopRequest
+from brewer_core.testing import write_distribution
 from runs import brewer, labelled, read, weights_in, write_csv
 
 transformers = pytest.importorskip("transformers", reason="runs need the extra hf")
@@ -487,6 +488,22 @@ def test_a_teacher_of_other_classes_is_trained_on_them() -> None:
     document = filled(recipe("kd"), None, taught, ["a", "c"])
     assert [stage["name"] for stage in document["stages"]] == ["teacher", "distil"]
     assert filled(recipe("kd"), None, taught, ["b", "a"])["task"]["labels"] == ["a", "b"]
+
+
+def test_a_teacher_in_a_distribution_is_its_model_and_no_other_config_in_it(
+    films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert_in(films / "bert")
+    brought = {"tiny_model/1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}'}
+    brought |= {
+        f"tiny_model/{file.name}": file.read_text("utf-8", errors="ignore") for file in (films / "bert").iterdir()
+    }
+    info = write_distribution(films / "site", "tiny-model", files=brought) / "tiny_model-1.0.dist-info"
+    (info / "RECORD").write_text("".join(f"{path},,\n" for path in brought), encoding="utf-8")
+    monkeypatch.syspath_prepend(films / "site")
+    out = init(capsys, "--data", "train.csv", "--teacher", "tiny-model")
+    assert "  teacher  the one in the distribution tiny-model\n" in out
+    assert "  student  2 of the teacher's 4 layers, evenly spaced from the first on, as wide\n" in out
 
 
 def test_a_teacher_that_is_not_here_is_one_of_the_hub(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from brewer_core.errors import RequestError, did_you_mean
 from brewer_core.run.columns import Columns
 from brewer_core.run.fitting import DECODERS, ENCODERS, ROTARY_ENCODERS, Share, TeacherSizes, fit
 from brewer_core.run.library import recipe_names, recipe_text
+from brewer_core.run.model_folders import folders_of
 
 DEFAULT = {TEXT_CLASSIFICATION: "kd", CAUSAL_LM: "kd-lm"}
 """The recipe of each kind of task where none is named."""
@@ -133,12 +133,11 @@ def teacher_named(name: str, relative: Callable[[Path], str]) -> Teacher:
                 f"--teacher {name}: the folder holds no config.json; give one that `save_pretrained` wrote."
             )
         return Teacher({"name": "hf", "path": relative(folder)}, _settings(file))
-    installed = _files_of(name)
-    if installed is not None:
-        found = next((file for file in installed if file.name == "config.json"), None)
-        if found is None:
+    brought = folders_of(name)
+    if brought is not None:
+        if not brought:
             raise RequestError(f"--teacher {name}: this distribution holds no model's folder; give a folder.")
-        return Teacher({"name": "hf", "distribution": name}, _settings(Path(str(found.locate()))))
+        return Teacher({"name": "hf", "distribution": name}, _settings(brought[0] / "config.json"))
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise RequestError(f"--teacher {name}: there is no such folder.")
     return Teacher({"name": "hf", "path": name}, _downloaded(name), hub=True)
@@ -221,11 +220,3 @@ def _downloaded(name: str) -> Mapping[str, Any]:
 def _those_for(*teachers: str) -> list[str]:
     """The recipes for such teachers."""
     return [name for name in recipe_names() if recipe(name).teachers in teachers]
-
-
-def _files_of(distribution: str) -> Sequence[metadata.PackagePath] | None:
-    """The files of an installed distribution; None where it is not installed."""
-    try:
-        return metadata.files(distribution) or []
-    except (metadata.PackageNotFoundError, ValueError):
-        return None
