@@ -412,8 +412,14 @@ def test_pairs_of_texts_make_a_task_of_pairs(folder: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([{"id": i, "what": f"a long text {i}", "how": "xyz"[i % 3]} for i in range(12)], Columns("what", "how", 3)),
-        ([{"Review": f"text {i}", "stars": i % 5} for i in range(20)], Columns("Review", "stars", 5)),
+        (
+            [{"id": i, "what": f"a long text {i}", "how": "xyz"[i % 3]} for i in range(12)],
+            Columns("what", "how", ("x", "y", "z")),
+        ),
+        (
+            [{"Review": f"text {i}", "stars": i % 5} for i in range(20)],
+            Columns("Review", "stars", ("0", "1", "2", "3", "4")),
+        ),
         ([{"a": f"{i}", "b": f"a longer text {i}"} for i in range(12)], Columns("b", None)),
         ([{"text": f"text {i}", "score": i / 7} for i in range(12)], Columns("text", None)),
         ([{"prompt": "p", "text": f"{i}", "response": "r"} for i in range(3)], Columns(("prompt", "response"), None)),
@@ -427,9 +433,16 @@ def test_columns_are_told_by_their_names_and_else_by_what_they_hold(
 
 def test_columns_that_are_named_are_taken() -> None:
     rows = [{"text": f"text {i}", "other": f"{i}", "label": "ab"[i % 2], "topic": "cd"[i % 2]} for i in range(12)]
-    assert columns_of(rows, "rows.csv", ["other"], "topic", None) == Columns("other", "topic", 2)
-    assert columns_of(rows, "rows.csv", ["text", "other"], None, None) == Columns(("text", "other"), "label", 2)
+    assert columns_of(rows, "rows.csv", ["other"], "topic", None) == Columns("other", "topic", ("c", "d"))
+    assert columns_of(rows, "rows.csv", ["text", "other"], None, None) == Columns(
+        ("text", "other"), "label", ("a", "b")
+    )
     assert columns_of(rows, "rows.csv", [], None, True) == Columns("text", None)
+
+
+def test_classes_are_those_of_all_rows_as_a_run_reads_them() -> None:
+    rows = [{"text": f"text {i}", "label": None if i < 2 else i > 2000} for i in range(2004)]
+    assert columns_of(rows, "rows.jsonl", [], "label", None).classes == ("false", "true")
 
 
 # Teachers

@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
 from brewer_core.errors import RequestError, did_you_mean
-from brewer_core.run.columns import Columns
 from brewer_core.run.fitting import DECODERS, ENCODERS, ROTARY_ENCODERS, Share, TeacherSizes, fit
 from brewer_core.run.library import recipe_names, recipe_text
 from brewer_core.run.model_folders import folders_of
+
+if TYPE_CHECKING:
+    from brewer_core.run.columns import Columns
 
 DEFAULT = {TEXT_CLASSIFICATION: "kd", CAUSAL_LM: "kd-lm"}
 """The recipe of each kind of task where none is named."""
@@ -182,9 +184,13 @@ def filled(
             ordered = [names[number] for number in sorted(names, key=int)]
             document["task"] = {**document.get("task", {"kind": TEXT_CLASSIFICATION}), "labels": ordered}
             document["stages"] = [stage for stage in document["stages"] if stage.get("model") != TEACHER]
-    own = TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
-    fit(document, chosen.student, own)
+    fit(document, chosen.student, sizes_in(document, teacher))
     return document
+
+
+def sizes_in(document: Mapping[str, Any], teacher: Teacher | None) -> TeacherSizes:
+    """The sizes of the teacher of a filled recipe: those of the one that was filled in, else of the recipe's own."""
+    return TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
 
 
 def _fill_in_data(document: dict[str, Any], chosen: Recipe, data: OwnData) -> None:
