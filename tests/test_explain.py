@@ -14,7 +14,8 @@ from brewer_core.errors import ConfigError
 from brewer_core.listeners import Listener
 from brewer_core.plugins import build_registry
 from brewer_core.run.assembly import Assembly
-from brewer_core.run.explaining import explain, number
+from brewer_core.run.explained import number
+from brewer_core.run.explaining import explain
 from brewer_core.run.planning import stage_lesson, try_batch
 from brewer_core.teachers import evaluating
 from runs import bert, brewer, distill, document, films, supervised, training, write_config

@@ -20,7 +20,8 @@ from brewer_core.run.fitting import (
     teaching_layer,
     told,
 )
-from brewer_core.run.recipes import Teacher, filled, recipe, recipe_names
+from brewer_core.run.library import recipe_names
+from brewer_core.run.recipes import Teacher, filled, recipe
 
 transformers = pytest.importorskip("transformers", reason="students are cut out of models of transformers")
 

@@ -19,8 +19,10 @@ from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
 from brewer_core.run.columns import Columns, columns_of
 from brewer_core.run.explaining import explain
-from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe, recipe_names
+from brewer_core.run.library import recipe_names
+from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe
 from brewer_core.stopping import StopReason, StopRequest
+from brewer_core.testing import write_distribution
 from runs import brewer, labelled, read, weights_in, write_csv
 
 transformers = pytest.importorskip("transformers", reason="runs need the extra hf")
@@ -410,8 +412,14 @@ def test_pairs_of_texts_make_a_task_of_pairs(folder: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([{"id": i, "what": f"a long text {i}", "how": "xyz"[i % 3]} for i in range(12)], Columns("what", "how", 3)),
-        ([{"Review": f"text {i}", "stars": i % 5} for i in range(20)], Columns("Review", "stars", 5)),
+        (
+            [{"id": i, "what": f"a long text {i}", "how": "xyz"[i % 3]} for i in range(12)],
+            Columns("what", "how", ("x", "y", "z")),
+        ),
+        (
+            [{"Review": f"text {i}", "stars": i % 5} for i in range(20)],
+            Columns("Review", "stars", ("0", "1", "2", "3", "4")),
+        ),
         ([{"a": f"{i}", "b": f"a longer text {i}"} for i in range(12)], Columns("b", None)),
         ([{"text": f"text {i}", "score": i / 7} for i in range(12)], Columns("text", None)),
         ([{"prompt": "p", "text": f"{i}", "response": "r"} for i in range(3)], Columns(("prompt", "response"), None)),
@@ -425,9 +433,16 @@ def test_columns_are_told_by_their_names_and_else_by_what_they_hold(
 
 def test_columns_that_are_named_are_taken() -> None:
     rows = [{"text": f"text {i}", "other": f"{i}", "label": "ab"[i % 2], "topic": "cd"[i % 2]} for i in range(12)]
-    assert columns_of(rows, "rows.csv", ["other"], "topic", None) == Columns("other", "topic", 2)
-    assert columns_of(rows, "rows.csv", ["text", "other"], None, None) == Columns(("text", "other"), "label", 2)
+    assert columns_of(rows, "rows.csv", ["other"], "topic", None) == Columns("other", "topic", ("c", "d"))
+    assert columns_of(rows, "rows.csv", ["text", "other"], None, None) == Columns(
+        ("text", "other"), "label", ("a", "b")
+    )
     assert columns_of(rows, "rows.csv", [], None, True) == Columns("text", None)
+
+
+def test_classes_are_those_of_all_rows_as_a_run_reads_them() -> None:
+    rows = [{"text": f"text {i}", "label": None if i < 2 else i > 2000} for i in range(2004)]
+    assert columns_of(rows, "rows.jsonl", [], "label", None).classes == ("false", "true")
 
 
 # Teachers
@@ -486,6 +501,22 @@ def test_a_teacher_of_other_classes_is_trained_on_them() -> None:
     document = filled(recipe("kd"), None, taught, ["a", "c"])
     assert [stage["name"] for stage in document["stages"]] == ["teacher", "distil"]
     assert filled(recipe("kd"), None, taught, ["b", "a"])["task"]["labels"] == ["a", "b"]
+
+
+def test_a_teacher_in_a_distribution_is_its_model_and_no_other_config_in_it(
+    films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert_in(films / "bert")
+    brought = {"tiny_model/1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}'}
+    brought |= {
+        f"tiny_model/{file.name}": file.read_text("utf-8", errors="ignore") for file in (films / "bert").iterdir()
+    }
+    info = write_distribution(films / "site", "tiny-model", files=brought) / "tiny_model-1.0.dist-info"
+    (info / "RECORD").write_text("".join(f"{path},,\n" for path in brought), encoding="utf-8")
+    monkeypatch.syspath_prepend(films / "site")
+    out = init(capsys, "--data", "train.csv", "--teacher", "tiny-model")
+    assert "  teacher  the one in the distribution tiny-model\n" in out
+    assert "  student  2 of the teacher's 4 layers, evenly spaced from the first on, as wide\n" in out
 
 
 def test_a_teacher_that_is_not_here_is_one_of_the_hub(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ import transformers
 
 from brewer_core.architectures import anatomy_of
 from brewer_core.errors import RequestError
-from brewer_core.run.inside import look_inside, model_folder
+from brewer_core.run.inside import look_inside
+from brewer_core.run.model_folders import model_folder
 from brewer_core.testing import write_distribution
 from families import ENCODER_DECODERS, FAMILIES, built
 from runs import brewer, write_config

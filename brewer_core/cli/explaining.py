@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brewer_core.cli.reading import ConfigName, Disabled, PluginFiles, Settings, active_registry, run_config_named
+from brewer_core.run.explained import (
+    ExplainedStage,
+    ExplainedTask,
+    ExplainedTeacher,
+    ExplainedTerm,
+    Projected,
+    Read,
+    Used,
+    number,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from brewer_core.run.explaining import (
-        ExplainedStage,
-        ExplainedTask,
-        ExplainedTeacher,
-        ExplainedTerm,
-        Projected,
-        Read,
-        Used,
-    )
 
 _WIDE = 140  # where nobody's terminal sets the width
 
@@ -99,8 +99,6 @@ def _stage_rows(stage: ExplainedStage) -> Iterator[tuple[str, str]]:
 
 
 def _teacher(stage: ExplainedStage, teacher: ExplainedTeacher) -> str:
-    from brewer_core.run.explaining import number
-
     model, adaptor = teacher.used
     more = [f"task {teacher.task}"] if teacher.task else []
     more += [f"weight {number(teacher.weight)}"] if len(stage.teachers) > 1 else []
@@ -145,8 +143,6 @@ def _formula(task: ExplainedTask) -> Any:
 
 
 def _term_rows(stage: ExplainedStage, term: ExplainedTerm) -> Iterator[tuple[str, str]]:
-    from brewer_core.run.explaining import number
-
     start = number(term.weights[0])
     balanced = ""
     if term.balance is not None:

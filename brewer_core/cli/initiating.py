@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +13,12 @@ import typer
 
 from brewer_core.cli.reading import active_registry
 from brewer_core.errors import OutputExistsError, RequestError
+from brewer_core.run.library import recipe_names
 
 if TYPE_CHECKING:
     from brewer_core.registry import Registry
     from brewer_core.run.recipes import OwnData, Recipe, Teacher
 
-_FOLDER = resources.files("brewer_core") / "run" / "configs" / "recipes"
-_NAMES = ", ".join(sorted(entry.name.removesuffix(".json") for entry in _FOLDER.iterdir()))
-"""For the help, which is to load nothing of a run."""
 _HOLDOUT = 0.1
 _WIDE = 120
 
@@ -29,7 +26,9 @@ _WIDE = 120
 def init(
     recipe_name: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME", help=f"One of {_NAMES}.", show_default="kd or kd-lm"),
+        typer.Option(
+            "--recipe", "-r", metavar="NAME", help=f"One of {', '.join(recipe_names())}.", show_default="kd or kd-lm"
+        ),
     ] = None,
     file: Annotated[
         str | None,
@@ -85,14 +84,14 @@ def init(
         raise RequestError("--eval, --text and --label are about rows of your own; name their file with --data.")
     asked = recipe(recipe_name) if recipe_name else None
     registry = active_registry([], [])
-    own, chosen, classes = _own_data(registry, asked, file, evaluation, text, label, output)
+    own, chosen = _own_data(registry, asked, file, evaluation, text, label, output)
     taught = teacher_named(teacher, lambda folder: _relative(folder, output)) if teacher else None
     if taught is not None and teacher is not None:
         check_teacher(chosen, taught, teacher)
-    document = filled(chosen, own, taught, classes)
+    document = filled(chosen, own, taught, own.columns.classes if own else ())
     parse_run_config(document, f"recipe {chosen.name}", registry)
     _write(output, document)
-    _tell(output, chosen, document, own, taught, classes)
+    _tell(output, chosen, document, own, taught)
 
 
 def _own_data(
@@ -103,15 +102,16 @@ def _own_data(
     text: str | None,
     label: str | None,
     output: Path,
-) -> tuple[OwnData | None, Recipe, tuple[str, ...]]:
-    """The rows of a file as a config reads them, the recipe that is asked for or goes with them, and their labels."""
+) -> tuple[OwnData | None, Recipe]:
+    """The rows of a file as a config reads them, and the recipe that is asked for or goes with them."""
     from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
     from brewer_core.run.columns import beside, check_same_columns, columns_of, rows_of, source_of
     from brewer_core.run.recipes import DEFAULT, OwnData, recipe
 
     if file is None:
-        return None, asked or recipe(DEFAULT[TEXT_CLASSIFICATION]), ()
-    rows = rows_of(registry, file)
+        return None, asked or recipe(DEFAULT[TEXT_CLASSIFICATION])
+    source = source_of(file)
+    rows = rows_of(registry, source, file)
     prompts = None if asked is None else asked.task == CAUSAL_LM
     if prompts and label:
         raise RequestError(
@@ -124,15 +124,14 @@ def _own_data(
             f"the recipe {chosen.name} learns classes, and {file} has no column that looks like labels (columns: {', '.join(rows[0])}); "
             f"name it with --label, or take a recipe of language models such as {DEFAULT[CAUSAL_LM]}."
         )
-    classes = tuple(dict.fromkeys(str(row[columns.label]) for row in rows)) if columns.label else ()
-    source, held = source_of(file), evaluation or beside(file)
+    held = evaluation or beside(file)
     if held is None:
-        return OwnData({**source, "path": _relative(Path(file), output), "holdout": _HOLDOUT}, columns), chosen, classes
+        return OwnData({**source, "path": _relative(Path(file), output), "holdout": _HOLDOUT}, columns), chosen
     if source_of(held, "--eval") != source:
         raise RequestError(f"--eval {held}: is of another format than {file}; give both in one.")
-    check_same_columns(columns, rows_of(registry, held), held)
+    check_same_columns(columns, rows_of(registry, source, held), held)
     path = {"train": _relative(Path(file), output), "eval": _relative(Path(held), output)}
-    return OwnData({**source, "path": path}, columns), chosen, classes
+    return OwnData({**source, "path": path}, columns), chosen
 
 
 def _relative(path: Path, output: Path) -> str:
@@ -151,9 +150,7 @@ def _write(output: Path, document: Any) -> None:
         ) from error
 
 
-def _tell(
-    output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None, classes: tuple[str, ...]
-) -> None:
+def _tell(output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None) -> None:
     typer.echo(f"{output} holds the recipe {chosen.name}: {chosen.title}, {chosen.source}.")
     lines = [
         ("data", _data_line(document)),
@@ -161,7 +158,7 @@ def _tell(
         ("teacher", _teacher_line(document, taught)),
         ("student", _student_line(document, taught)),
     ]
-    stages = _stages_line(document, taught, classes)
+    stages = _stages_line(document, taught)
     if stages:
         lines.append(("stages", stages))
     for title, line in lines:
@@ -195,7 +192,7 @@ def _columns_line(own: OwnData | None) -> str:
             else "prompts in {}, responses in {}".format(*columns.text)
         )
     text = columns.text if isinstance(columns.text, str) else "pairs in {} and {}".format(*columns.text)
-    return f"texts in {text}, labels in {columns.label} ({columns.classes} of them)"
+    return f"texts in {text}, labels in {columns.label} ({len(columns.classes)} of them)"
 
 
 def _teacher_line(document: Any, taught: Teacher | None) -> str:
@@ -210,19 +207,20 @@ def _teacher_line(document: Any, taught: Teacher | None) -> str:
 
 
 def _student_line(document: Any, taught: Teacher | None) -> str:
-    from brewer_core.run.fitting import TeacherSizes, told
+    from brewer_core.run.fitting import told
+    from brewer_core.run.recipes import sizes_in
 
-    return told(document, taught.sizes if taught else TeacherSizes.of(document["models"]["teacher"]["config"]))
+    return told(document, sizes_in(document, taught))
 
 
-def _stages_line(document: Any, taught: Teacher | None, classes: tuple[str, ...]) -> str | None:
+def _stages_line(document: Any, taught: Teacher | None) -> str | None:
     """What is done otherwise than the recipe has it; None where nothing is."""
     from brewer_core.run.recipes import FROM_SCRATCH_EPOCHS, FROM_SCRATCH_RATE
 
     if taught is None:
         return f"{FROM_SCRATCH_EPOCHS} epochs each at {FROM_SCRATCH_RATE}, in place of the recipe's, as nothing is pretrained"
     if all(stage.get("model") != "teacher" for stage in document["stages"]):
-        return f"the teacher knows the {len(classes)} classes, and is not trained"
+        return f"the teacher knows the {len(document['task']['labels'])} classes, and is not trained"
     return None
 
 
@@ -230,7 +228,7 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from brewer_core.run.recipes import recipe, recipe_names
+    from brewer_core.run.recipes import recipe
 
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "task", "paper", "what it does"):

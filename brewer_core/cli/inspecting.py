@@ -14,6 +14,7 @@ import typer
 
 from brewer_core.cli.inspecting_features import show_features
 from brewer_core.errors import DataError, RequestError
+from brewer_core.run.model_folders import SUBFOLDERS
 
 if TYPE_CHECKING:
     from brewer_core.utils import LayerNode, Weight
@@ -29,7 +30,6 @@ IN_FOLDERS = (
     f"pytorch_model.bin{INDEX}",
     STATE,
 )
-SUBFOLDERS = ("student", "model")  # of a run, and of its stages
 _WIDE = 10_000  # where nobody's terminal sets the width, no line is broken
 
 

@@ -23,7 +23,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 def show_features(target: str, as_json: bool) -> None:
     """Print what is inside a model. Raises RequestError where the name leads to none, or it cannot be run."""
-    from brewer_core.run.inside import look_inside, model_folder
+    from brewer_core.run.inside import look_inside
+    from brewer_core.run.model_folders import model_folder
 
     folder = model_folder(target)
     inside = look_inside(folder)

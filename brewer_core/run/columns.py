@@ -10,8 +10,7 @@ from typing import Any
 from brewer_core.errors import DataError, RequestError, did_you_mean
 from brewer_core.protocols import Task
 from brewer_core.registry import Registry
-
-Row = Mapping[str, Any]
+from brewer_core.run.text import Row, distinct_labels, text_columns
 
 _SOURCES = {
     ".csv": {"name": "csv"},
@@ -73,11 +72,11 @@ _ROWS_OF_A_CLASS = 3
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of rows. label: None where they have none. classes: the distinct labels among the rows that were looked at."""
+    """What is read of rows. label: None where they have none. classes: the distinct labels, as a run reads them."""
 
     text: str | tuple[str, str]
     label: str | None
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
 
 def source_of(file: str, option: str = "--data") -> dict[str, Any]:
@@ -93,10 +92,10 @@ def source_of(file: str, option: str = "--data") -> dict[str, Any]:
     return dict(found)
 
 
-def rows_of(registry: Registry, file: str) -> Sequence[Row]:
-    """The rows of a file. Raises DataError where it cannot be read."""
-    source = source_of(file)
-    build = registry.bind("dataset", source.pop("name"), {**source, "path": file})
+def rows_of(registry: Registry, source: Mapping[str, Any], file: str) -> Sequence[Row]:
+    """The rows of a file, which a data set reads. Raises DataError where it cannot be read."""
+    options = {name: value for name, value in source.items() if name != "name"}
+    build = registry.bind("dataset", source["name"], {**options, "path": file})
     splits: Mapping[str, Sequence[Row]] = build(task=Task("text_classification", ()), seed=0, base_dir=Path())
     return splits["train"]
 
@@ -105,7 +104,7 @@ def columns_of(rows: Sequence[Row], file: str, text: Sequence[str], label: str |
     """The columns of rows; those that are named, as far as any are.
 
     text: one name or two. prompts: whether texts may be prompts with responses, and there are no labels; None where the labels tell.
-    Raises RequestError for a column that is not there, and where no column has texts.
+    Raises RequestError for a column that is not there, and where no column has texts; DataError for a label that can be none.
     """
     names, some = list(rows[0]), [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
     for option, column in [*(("--text", column) for column in text), *([("--label", label)] if label else [])]:
@@ -121,8 +120,8 @@ def columns_of(rows: Sequence[Row], file: str, text: Sequence[str], label: str |
         raise RequestError(
             f"{file}: no column holds texts (columns: {', '.join(names)}); name one with --text, or two with a comma between them."
         )
-    classes = {str(row[found]) for row in some if row.get(found) not in (None, "")} if found else set()
-    return Columns((chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0], found, len(classes))
+    classes = sorted(distinct_labels(rows, found, file)) if found else ()
+    return Columns((chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0], found, tuple(classes))
 
 
 def beside(file: str) -> str | None:
@@ -136,8 +135,7 @@ def beside(file: str) -> str | None:
 
 def check_same_columns(columns: Columns, rows: Sequence[Row], file: str) -> None:
     """Raises DataError where other rows lack a column."""
-    text = [columns.text] if isinstance(columns.text, str) else list(columns.text)
-    for column in [*text, *([columns.label] if columns.label else [])]:
+    for column in [*text_columns(columns.text), *([columns.label] if columns.label else [])]:
         if column not in rows[0]:
             raise DataError(
                 f"{file}: no column {column!r}, which the training rows have; columns: {', '.join(rows[0])}."

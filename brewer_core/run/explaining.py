@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,141 +19,21 @@ from brewer_core.protocols import Step, Strategy
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
 from brewer_core.run.assembly import Assembly, model_inputs
+from brewer_core.run.explained import (
+    Balanced,
+    ExplainedStage,
+    ExplainedTask,
+    ExplainedTeacher,
+    ExplainedTerm,
+    Projected,
+    Read,
+    Used,
+    number,
+)
 from brewer_core.run.lessons import Lesson
 from brewer_core.run.planning import first_batches, located, plan, stage_lesson, try_batch
 from brewer_core.run.tasks import adaptor_of, named_teachers, trained_model
 from brewer_core.teachers import evaluating
-
-
-@dataclass(frozen=True)
-class Used:
-    """A component that a stage uses, and what for. origin: its distribution, version and entry point."""
-
-    role: str
-    name: str
-    options: Mapping[str, Any]
-    origin: str
-    changed: Mapping[str, Any] = field(default_factory=dict)
-    """The options that differ from their defaults."""
-
-    def call(self, *arguments: str, **more: str) -> str:
-        """It as a formula has it: `kl(student.logits, teacher.logits; T = 2)`."""
-        told = [f"{name} = {value}" for name, value in more.items()]
-        told += [f"{name} = {json.dumps(value)}" for name, value in self.changed.items()]
-        return f"{self.name}({', '.join(arguments)}{'; ' if told and arguments else ''}{', '.join(told)})"
-
-
-@dataclass(frozen=True)
-class Read:
-    """Tensors that a term reads. name: `student.hidden[2]`. axes: `B L D`; shapes: one for each tensor."""
-
-    name: str
-    axes: str
-    shapes: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Projected:
-    """What brings the student's width to the teacher's. group: settings of its own in the optimizer."""
-
-    width: int
-    to: int
-    parameters: int
-    group: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Balanced:
-    """What a balancer makes of a term on the batch, at the start: factor * value + penalty."""
-
-    factor: float
-    penalty: float
-
-    def of(self, value: float) -> float:
-        """The balanced value."""
-        return self.factor * value + self.penalty
-
-
-@dataclass(frozen=True)
-class ExplainedTerm:
-    """One term of a total.
-
-    factor: its weight as a formula. weights: at the steps of the stage. value: unweighted, on the batch.
-    over: what its mean is over. trained: whether anything that is trained changes it. balance: None where nothing is done to it.
-    """
-
-    name: str
-    expression: str
-    factor: str
-    weights: tuple[float, ...]
-    value: float
-    over: str
-    trained: bool
-    reads: tuple[Read, ...]
-    used: tuple[Used, ...]
-    projection: Projected | None = None
-    temperature: float | None = None
-    balance: Balanced | None = None
-
-    @property
-    def weighted(self) -> float:
-        """Its part of the total at the start."""
-        return self.weights[0] * (self.value if self.balance is None else self.balance.of(self.value))
-
-
-@dataclass(frozen=True)
-class ExplainedTask:
-    """The total of one task's batches; the task of a run of one bears the name "". left_out: terms with the reason.
-
-    balancer: the name of the one that weighs the terms.
-    """
-
-    task: str
-    rows: int
-    terms: tuple[ExplainedTerm, ...]
-    left_out: Mapping[str, str]
-    balancer: str = ""
-
-    @property
-    def total(self) -> float:
-        """The loss of the batch, at the start."""
-        return sum(term.weighted for term in self.terms)
-
-    @property
-    def formula(self) -> tuple[str, ...]:
-        """The summands of the total."""
-        return tuple(f"{term.factor} * {self._summand(term)}" for term in self.terms)
-
-    def _summand(self, term: ExplainedTerm) -> str:
-        return term.expression if term.balance is None else f"{self.balancer}({term.expression})"
-
-
-@dataclass(frozen=True)
-class ExplainedTeacher:
-    """A teacher of a stage, with its weight among several and the task that it teaches."""
-
-    name: str
-    weight: float
-    task: str
-    used: tuple[Used, ...]
-
-
-@dataclass(frozen=True)
-class ExplainedStage:
-    """What a stage minimises. at: the steps at which weights are told, its start, middle and end."""
-
-    name: str
-    kind: str
-    student: str
-    at: tuple[int, int, int]
-    loss_normalization: str
-    accumulation: int
-    used: tuple[Used, ...]
-    strategy_parameters: int
-    teachers: tuple[ExplainedTeacher, ...]
-    tasks: tuple[ExplainedTask, ...]
-    balancer: Used | None = None
-    balancer_parameters: int = 0
 
 
 def explain(assembly: Assembly) -> tuple[ExplainedStage, ...]:
@@ -439,18 +318,16 @@ def _factors(weight: Weight) -> list[Weight]:
     return [weight] if weight.times is None else [weight, *_factors(weight.times)]
 
 
-def number(value: float) -> str:
-    """A number in as few digits as tell it exactly."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
-
-
 def _read(owner: str, features: Features, name: str, layers: Sequence[int] | None = None) -> Read:
     found = features[name]
     picked = found if layers is None else tuple(found[layer] for layer in layers)
+    return Read(_named(owner, name, layers), features.axes(name), tuple(tuple(t.shape) for t in picked))
+
+
+def _named(owner: str, feature: str, layers: Sequence[int] | None) -> str:
+    """`student.hidden[2]`."""
     where = "" if layers is None else f"[{', '.join(map(str, layers))}]"
-    return Read(
-        f"{owner}.{name.removeprefix(PREFIX)}{where}", features.axes(name), tuple(tuple(t.shape) for t in picked)
-    )
+    return f"{owner}.{feature.removeprefix(PREFIX)}{where}"
 
 
 def _source(source: Source) -> tuple[str, Sequence[int] | None]:
@@ -460,11 +337,7 @@ def _source(source: Source) -> tuple[str, Sequence[int] | None]:
 
 def _place(owner: str, source: Source) -> str:
     """What a side of a match reads, in brackets where it is several features."""
-    places = []
-    for each in source.each:
-        feature, layers = _source(each)
-        where = "" if layers is None else f"[{', '.join(map(str, layers))}]"
-        places.append(f"{owner}.{feature.removeprefix(PREFIX)}{where}")
+    places = [_named(owner, *_source(each)) for each in source.each]
     return places[0] if len(places) == 1 else f"({', '.join(places)})"
 
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brewer_core.errors import DataError, OutputExistsError, RequestError
 from brewer_core.files import draft_of, remove, replaced_of, write_whole
-from brewer_core.objective import Pairs
 from brewer_core.run.lock import Lock
+
+if TYPE_CHECKING:
+    from brewer_core.objective import Pairs
 
 CONFIG, MANIFEST, METRICS, SUMMARY, LOCK = "config.json", "manifest.json", "metrics.jsonl", "summary.json", "lock"
 STAGES, BASELINES, STUDENT, PLUGINS = "stages", "baselines", "student", "plugins"

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,6 @@ ROWS, TOKENS, DECODED = 2, 7, 5
 
 _MOST_PARAMETERS = 1_000_000_000
 """Of a model that is made with memory for its weights, 4 GB of them, because it cannot run without."""
-
-_CONFIG = "config.json"
-_SUBFOLDERS = ("student", "model")  # of a run, and of its stages
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -65,25 +59,6 @@ class Inside:
     modules: tuple[ListedModule, ...]
     decodes: bool
     reason: str = ""
-
-
-def model_folder(target: str) -> Path:
-    """The folder of a Hugging Face model: itself, in a run's folder, beside a file of weights, or in an installed distribution.
-
-    Raises RequestError where there is none.
-    """
-    path = Path(target)
-    if path.is_file():
-        path = path.parent
-    if path.is_dir():
-        for folder in (path, *_below(path)):
-            if _is_model(folder / _CONFIG):
-                return folder
-        raise RequestError(
-            f"{target} holds no model of transformers: there is no {_CONFIG} with a model_type in it, nor in its "
-            f"{' or '.join(f'{name}/' for name in _SUBFOLDERS)}; its features cannot be listed."
-        )
-    return _of_distribution(target)
 
 
 def look_inside(folder: Path) -> Inside:
@@ -137,41 +112,6 @@ def _run_so(model: Any, device: str, masked: bool, decoded: bool, problems: list
 def _decodes(model: Any) -> bool:
     """Whether a model takes tokens for a decoder; the encoder of such a model does not, and would swallow them."""
     return "decoder_input_ids" in inspect.signature(model.forward).parameters
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Where a run's folder, or that of a stage, has its model."""
-    for name in _SUBFOLDERS:
-        if (folder / name).is_dir():
-            yield folder / name
-            yield from _below(folder / name)
-
-
-def _is_model(file: Path) -> bool:
-    """Whether a file is a model's config, and not a run's, which bears the same name."""
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and "model_type" in settings
-
-
-def _of_distribution(name: str) -> Path:
-    try:
-        brought = metadata.files(name) or []
-    except (metadata.PackageNotFoundError, ValueError) as error:
-        raise RequestError(
-            f"{name} is neither a file or folder nor an installed distribution; name a model's folder, a run's, or a distribution "
-            "that holds a model."
-        ) from error
-    beside = {file.parent for file in brought if file.name.endswith(_WEIGHTS)}
-    folders = [Path(str(file.locate())).parent for file in brought if file.name == _CONFIG and file.parent in beside]
-    models = [folder for folder in folders if _is_model(folder / _CONFIG)]
-    if len(models) != 1:
-        raise RequestError(
-            f"the distribution {name} holds {len(models)} folders with a model of transformers; expected one, so name a folder."
-        )
-    return models[0]
 
 
 def _told(folder: Path) -> tuple[Any, Callable[[Any], Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brewer_core.batches import call_model, move_to_device, rows, split
+from brewer_core.batches import call_model, move_to_device
 from brewer_core.cache import shared
 from brewer_core.captures import PathError, capturing
 from brewer_core.config import DistillationConfig, DistillStage, SupervisedStage
@@ -26,7 +25,7 @@ from brewer_core.randomness import seeded
 from brewer_core.run.assembly import Assembly, JoinedText, model_inputs
 from brewer_core.run.caching import Asked, Decision, cached, check_form, decided, notes
 from brewer_core.run.loading import TextLoader
-from brewer_core.run.searching import searched_layers
+from brewer_core.run.searching import searched_layers, tried_parts
 from brewer_core.run.tasks import adaptor_of, trained_model
 from brewer_core.run.teaching import Teaching, released
 from brewer_core.teachers import evaluating
@@ -219,8 +218,8 @@ def _placed(config: DistillationConfig, path: str) -> Iterator[None]:
 
 
 def few_rows(batch: Batch, training: Optimization) -> Batch:
-    """What is tried of a batch before training: with batch_size `auto` two rows, which hardly any memory is too small for."""
-    return split(batch, math.ceil(rows(batch) / 2))[0] if training.batch_size == "auto" else batch
+    """What is tried of a batch before training."""
+    return tried_parts(batch, training)[0]
 
 
 def _loaders(

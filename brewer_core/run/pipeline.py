@@ -113,9 +113,8 @@ class _Run:
         self.stop = stop
         self.resuming = resuming
         self.outcomes: dict[str, Outcome] = {}
-        self._first_weights: dict[
-            str, dict[str, Tensor]
-        ] = {}  # of each student before its first distillation, for its baselines
+        # of each student before its first distillation, for its baselines
+        self._first_weights: dict[str, dict[str, Tensor]] = {}
         self._distilled: dict[str, Outcome] = {}  # of each student, of all of its distillations together
         self.manifest: dict[str, Any] = {}
 

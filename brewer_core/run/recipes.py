@@ -11,14 +11,17 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION
 from brewer_core.errors import RequestError, did_you_mean
-from brewer_core.run.columns import Columns
 from brewer_core.run.fitting import DECODERS, ENCODERS, ROTARY_ENCODERS, Share, TeacherSizes, fit
+from brewer_core.run.library import recipe_names, recipe_text
+from brewer_core.run.model_folders import folders_of
+
+if TYPE_CHECKING:
+    from brewer_core.run.columns import Columns
 
 DEFAULT = {TEXT_CLASSIFICATION: "kd", CAUSAL_LM: "kd-lm"}
 """The recipe of each kind of task where none is named."""
@@ -99,18 +102,13 @@ class OwnData:
     evaluation: str = DATA
 
 
-def recipe_names() -> list[str]:
-    """The names of all recipes."""
-    return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
-
-
 def recipe(name: str) -> Recipe:
     """The recipe of a name. Raises RequestError where there is none."""
     if name not in recipe_names():
         close = did_you_mean(name, recipe_names())
         known = "" if "known" in close else f" Known: {', '.join(recipe_names())}"
         raise RequestError(f"--recipe {name}: there is no such recipe{close}{known}")
-    told = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    told = json.loads(recipe_text(name))
     return Recipe(
         name,
         told["title"],
@@ -137,12 +135,11 @@ def teacher_named(name: str, relative: Callable[[Path], str]) -> Teacher:
                 f"--teacher {name}: the folder holds no config.json; give one that `save_pretrained` wrote."
             )
         return Teacher({"name": "hf", "path": relative(folder)}, _settings(file))
-    installed = _files_of(name)
-    if installed is not None:
-        found = next((file for file in installed if file.name == "config.json"), None)
-        if found is None:
+    brought = folders_of(name)
+    if brought is not None:
+        if not brought:
             raise RequestError(f"--teacher {name}: this distribution holds no model's folder; give a folder.")
-        return Teacher({"name": "hf", "distribution": name}, _settings(Path(str(found.locate()))))
+        return Teacher({"name": "hf", "distribution": name}, _settings(brought[0] / "config.json"))
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise RequestError(f"--teacher {name}: there is no such folder.")
     return Teacher({"name": "hf", "path": name}, _downloaded(name), hub=True)
@@ -187,9 +184,13 @@ def filled(
             ordered = [names[number] for number in sorted(names, key=int)]
             document["task"] = {**document.get("task", {"kind": TEXT_CLASSIFICATION}), "labels": ordered}
             document["stages"] = [stage for stage in document["stages"] if stage.get("model") != TEACHER]
-    own = TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
-    fit(document, chosen.student, own)
+    fit(document, chosen.student, sizes_in(document, teacher))
     return document
+
+
+def sizes_in(document: Mapping[str, Any], teacher: Teacher | None) -> TeacherSizes:
+    """The sizes of the teacher of a filled recipe: those of the one that was filled in, else of the recipe's own."""
+    return TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
 
 
 def _fill_in_data(document: dict[str, Any], chosen: Recipe, data: OwnData) -> None:
@@ -225,15 +226,3 @@ def _downloaded(name: str) -> Mapping[str, Any]:
 def _those_for(*teachers: str) -> list[str]:
     """The recipes for such teachers."""
     return [name for name in recipe_names() if recipe(name).teachers in teachers]
-
-
-def _files_of(distribution: str) -> Sequence[metadata.PackagePath] | None:
-    """The files of an installed distribution; None where it is not installed."""
-    try:
-        return metadata.files(distribution) or []
-    except (metadata.PackageNotFoundError, ValueError):
-        return None
-
-
-def _folder() -> Any:
-    return resources.files("brewer_core") / "run" / "configs" / "recipes"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from brewer_core.batches import move_to_device, rows, split
 from brewer_core.config import DistillStage
+from brewer_core.config.optimization import Optimization
 from brewer_core.features import Features
 from brewer_core.objective import Pairs, searched
 from brewer_core.processes import Processes
@@ -39,8 +41,12 @@ def searched_layers(
 
 
 def _parts(assembly: Assembly, stage: DistillStage, dataset: JoinedText) -> Iterator[Batch]:
-    """The batches of one process alone; with batch_size `auto` in parts of two rows, which hardly any memory is too small for."""
-    auto = stage.training.batch_size == "auto"
+    """The batches of one process alone, in parts that can be tried."""
     for batch in assembly.training_loader(dataset, stage.training, "sample", processes=Processes()):
-        for part in split(batch, -(-rows(batch) // 2)) if auto else [batch]:
+        for part in tried_parts(batch, stage.training):
             yield move_to_device(part, assembly.trying_device)
+
+
+def tried_parts(batch: Batch, training: Optimization) -> Sequence[Batch]:
+    """A batch as it is tried before training: with batch_size `auto` in parts of two rows, which hardly any memory is too small for."""
+    return split(batch, math.ceil(rows(batch) / 2)) if training.batch_size == "auto" else [batch]

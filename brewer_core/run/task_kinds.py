@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from brewer_core.config.run import DataConfig
-from brewer_core.config.tasks import AnyTask, CausalLMTask
+from brewer_core.config.tasks import CAUSAL_LM, TEXT_CLASSIFICATION, AnyTask, CausalLMTask
 from brewer_core.errors import DataError
 from brewer_core.protocols import Task
 from brewer_core.run.collating import padding_token
@@ -98,7 +98,7 @@ class _CausalLM:
         return f"the next of {len(tokenizer):,} tokens; padded on the right with {token!r}, masked there{own}"
 
 
-_KINDS: Mapping[str, TaskKind] = {"text_classification": _TextClassification(), "causal_lm": _CausalLM()}
+_KINDS: Mapping[str, TaskKind] = {TEXT_CLASSIFICATION: _TextClassification(), CAUSAL_LM: _CausalLM()}
 
 
 def kind_of(task: AnyTask) -> TaskKind:

@@ -141,14 +141,15 @@ def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mappin
     names: set[str] = set()
     for data, rows in rows_by_data.items():
         if (column := label_columns.get(data)) is not None:
-            names |= _distinct(rows, column, f"data.{data}")
+            names |= distinct_labels(rows, column, f"data.{data}")
     if len(names) < 2:
         found = f"only the class {names.pop()!r}" if names else "no class"
         raise DataError(f"the labelled rows have {found}; classification needs two or more.")
     return tuple(sorted(names, key=int) if all(map(_is_whole, names)) else sorted(names))
 
 
-def _distinct(rows: Sequence[Row], column: str, where: str) -> set[str]:
+def distinct_labels(rows: Sequence[Row], column: str, where: str) -> set[str]:
+    """The labels of rows, as texts. Raises DataError for a column that is not there, and for a label of another type."""
     _check_rows(rows, where)
     check_column(rows[0], column, f"{where}.label")
     found = {_label_text(row.get(column), where, number) for number, row in enumerate(rows, 1)}
