@@ -679,6 +679,12 @@ def test_of_all_classes_top_k_kl_is_kl() -> None:
         torch.testing.assert_close(top_k_kl(student, teacher, 2.0, k=k), kl(student, teacher, 2.0))
 
 
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_student_that_rules_out_all_that_the_teacher_finds_likely_is_infinitely_far(tail: bool) -> None:
+    teacher, student = torch.tensor([[3.0, 2.0, 0.0, -1.0]]), torch.tensor([[-INF, -INF, 1.0, 0.0]])
+    assert float(top_k_kl(student, teacher, k=2, tail=tail)) == INF
+
+
 DRAWN = SparseLogits.sampled(random(3, 9), 5, torch.Generator().manual_seed(0))
 TOP = SparseLogits.top_k(random(3, 9), 4)
 

@@ -15,6 +15,7 @@ from brewer_builtins.kd_losses.softened import (
     TSquared,
     log_sum,
     mean_loss,
+    renormalised,
     softened,
 )
 from brewer_core import RequestError, ShapeError, component
@@ -65,7 +66,7 @@ def dkd(
         binary = (torch.stack([of_target, log_sum(others)], -1) for of_target, others in parts)
         losses.append(alpha * kl_divergence(*binary))
     if beta:
-        losses.append(beta * kl_divergence(*(_renormalised(others) for _, others in parts)))
+        losses.append(beta * kl_divergence(*(renormalised(others) for _, others in parts)))
     return mean_loss(sum(losses[1:], losses[0]), temperature, t_squared)
 
 
@@ -85,9 +86,3 @@ def _targets(teacher: Tensor, labels: Tensor | None) -> Tensor:
 def _apart(log_probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The log-probability of the target, [...], and those of all classes with the target ruled out, [..., V]."""
     return log_probabilities.gather(-1, target).squeeze(-1), log_probabilities.scatter(-1, target, -math.inf)
-
-
-def _renormalised(log_probabilities: Tensor) -> Tensor:
-    """The same distribution over what is left of it; nothing of nothing stays nothing."""
-    total = log_sum(log_probabilities)
-    return log_probabilities - total.masked_fill(total == -math.inf, 0).unsqueeze(-1)

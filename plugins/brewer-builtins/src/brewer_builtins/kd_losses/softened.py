@@ -100,6 +100,12 @@ def log_sum(log_probabilities: Tensor) -> Tensor:
     return total.masked_fill(total <= lowest, -math.inf)
 
 
+def renormalised(log_probabilities: Tensor) -> Tensor:
+    """The same distribution over what is left of it; nothing of nothing stays nothing."""
+    total = log_sum(log_probabilities)
+    return log_probabilities - total.masked_fill(total == -math.inf, 0).unsqueeze(-1)
+
+
 def mean_loss(losses: Tensor, temperature: Temperature, t_squared: bool) -> Tensor:
     """The mean over positions, each times its squared temperature if asked for; 0, with a graph, where there are none."""
     weighed = losses * temperature**2 if t_squared else losses

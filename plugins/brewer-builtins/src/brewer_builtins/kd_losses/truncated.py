@@ -19,6 +19,7 @@ from brewer_builtins.kd_losses.softened import (
     log_sum,
     mean_loss,
     of_top_k,
+    renormalised,
     softened,
 )
 from brewer_core import Kept, SparseLogits, component
@@ -87,7 +88,7 @@ def _truncated(both: Softened, k: int, tail: bool) -> Tensor:
     indices = both.teacher[..., :known].topk(min(k, known), dim=-1).indices
     likely = [side.gather(-1, indices) for side in (both.teacher, both.student)]
     if not tail:
-        return kl_divergence(*(side - log_sum(side).unsqueeze(-1) for side in likely))
+        return kl_divergence(*(renormalised(side) for side in likely))
     if indices.shape[-1] == both.teacher.shape[-1]:
         return kl_divergence(*likely)
     rest = [log_sum(side.scatter(-1, indices, -math.inf)) for side in (both.teacher, both.student)]
