@@ -73,7 +73,7 @@ class SparseLogits:
         Computed in float32, of float64 in float64. Raises RequestError where k is less than 1.
         """
         _check_count("k", k)
-        whole = _precise(logits)
+        whole = precise(logits)
         most = whole.topk(min(k, whole.shape[-1]), dim=-1)
         total = whole.logsumexp(-1, keepdim=True)
         # the others' own sum, not 1 less that of the kept: the difference of two numbers near 1 has no digits left
@@ -99,7 +99,7 @@ class SparseLogits:
         numbers = torch.rand(*lead, draws, dtype=torch.float64, generator=generator, device=generator.device)
         drawn = torch.searchsorted(cumulated, numbers.to(logits.device) * cumulated[..., -1:], right=True)
         indices, counts = _merged(drawn, min(draws, size))
-        return cls(indices, counts.to(_precise(logits).dtype).log(), None, size)
+        return cls(indices, counts.to(precise(logits).dtype).log(), None, size)
 
     @classmethod
     def of_storage(cls, stored: Mapping[str, Tensor], size: int) -> SparseLogits:
@@ -149,16 +149,16 @@ class SparseLogits:
         if self.log_tail is None:
             _check_temperature(temperature)
             own = student_logits.gather(-1, self.indices) - student_logits.logsumexp(-1, keepdim=True)
-            return _precise(self.logits).log_softmax(-1), own
+            return precise(self.logits).log_softmax(-1), own
         kept = student_logits.gather(-1, self.indices)
         others = self.size - self.indices.shape[-1]
         if not others:
-            return _softened(_precise(self.logits), temperature), _softened(kept, temperature)
+            return _softened(precise(self.logits), temperature), _softened(kept, temperature)
         # the lowest number stands for the kept, not -inf: where no other class is left, logsumexp has no gradient but NaN
         lowest = torch.finfo(student_logits.dtype).min
         tail = student_logits.scatter(-1, self.indices, lowest).logsumexp(-1)
         tail = tail.masked_fill(tail <= lowest, -math.inf)
-        likely = _softened(_precise(self.logits), temperature, _precise(self.log_tail), others)
+        likely = _softened(precise(self.logits), temperature, precise(self.log_tail), others)
         return likely, _softened(kept, temperature, tail, others)
 
     # as a tensor [..., V]
@@ -247,7 +247,7 @@ def _merged(drawn: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return empty.scatter(-1, slot, ordered), empty.scatter_add(-1, slot, torch.ones_like(ordered))
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
     """Without a graph, and float32 where they were less."""
     detached = logits.detach()
     return detached.float() if detached.element_size() < 4 else detached

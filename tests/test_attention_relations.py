@@ -114,6 +114,16 @@ def test_a_causal_model_has_no_attention_to_later_tokens_and_a_finite_minilm() -
     assert torch.autograd.grad(loss, student)[0].isfinite().all()
 
 
+def test_a_student_that_rules_out_what_its_teacher_sees_has_the_smallest_probability_of_it() -> None:
+    later = torch.ones(LENGTH, LENGTH).triu(1).bool()
+    teacher = drawn(ROWS, HEADS, LENGTH, LENGTH, seed=2)
+    for lowest in (-torch.inf, torch.finfo(torch.float64).min, -1e9):
+        student = drawn(ROWS, HEADS, LENGTH, LENGTH, seed=1).masked_fill(later, lowest).requires_grad_()
+        loss = minilm(student, teacher, normalized=False)
+        torch.testing.assert_close(loss, minilm(student.softmax(-1), teacher.softmax(-1)))
+        assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
 def test_one_token_sees_itself_alone_so_minilm_of_a_2_by_2_example_is_known() -> None:
     # teacher (3/4, 1/4) and student (1/2, 1/2), for both queries of one head
     teacher = torch.tensor([0.75, 0.25]).expand(1, 1, 2, 2)

@@ -516,6 +516,21 @@ def test_standardised_logits_of_a_plain_number_more_or_a_factor_are_the_same() -
     )
 
 
+@pytest.mark.parametrize("lowest", [-1e30, torch.finfo(torch.bfloat16).min, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("loss", [ce, kl, reverse_kl, jsd, skew_kl, adaptive_kl, tvd, dkd, dist, mse, sigmoid])
+def test_the_least_number_of_a_type_rules_a_class_out_of_standardised_logits(loss: Loss, lowest: float) -> None:
+    impossible = torch.tensor([False, True, False, False, True])
+    student, teacher = (random(3, 5, seed=seed).float() for seed in (1, 2))
+    found, expected = (
+        with_gradient(
+            loss, *(side.masked_fill(impossible, filling) for side in (student, teacher)), 2.0, standardise=True
+        )
+        for filling in (lowest, -INF)
+    )
+    assert torch.isfinite(found[0])
+    torch.testing.assert_close(found, expected)
+
+
 def test_standardised_logits_have_all_digits_of_float64() -> None:
     z = standardised(random(3, 7))
     torch.testing.assert_close(z.std(-1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-15)
@@ -709,6 +724,16 @@ def test_some_of_the_logits_cannot_be_standardised(loss: Loss) -> None:
         f"`{loss.__name__}` needs all of the teacher's logits for their mean, and the cache keeps 4 of 9 of them (top_k); "
         "set standardise to false, or keep them dense."
     )
+
+
+@pytest.mark.parametrize("loss", [dkd, dist, mse, regression_mse, sigmoid])
+def test_losses_of_all_logits_refuse_some_of_them_in_a_script(loss: Loss) -> None:
+    for kept, told in ((TOP, "4 of 9 of them (top_k)"), (DRAWN, "at most 5 of 9 of them (sampled)")):
+        with pytest.raises(RequestError) as error:
+            loss(random(3, 9), kept)
+        assert str(error.value) == (
+            f"`{loss.__name__}` needs all of the teacher's logits, and the cache keeps {told}; keep them dense."
+        )
 
 
 def test_more_classes_than_are_kept_are_refused() -> None:

@@ -141,6 +141,15 @@ def test_a_batch_without_valid_tokens_has_no_loss_and_no_gradient(case: Case, va
 
 
 @each_case
+def test_a_batch_of_no_rows_has_no_loss(case: Case) -> None:
+    student = case.student[:0].requires_grad_()
+    for mask in (None, MASK[:0]):
+        result = case.ready()(student, case.teacher[:0], mask)
+        assert float(result.detach()) == 0
+        assert not torch.autograd.grad(result, student)[0].any()
+
+
+@each_case
 def test_a_batch_of_one_row_is_finite(case: Case) -> None:
     student = case.student[:1].requires_grad_()
     for mask in (None, MASK[:1], NOTHING[:1]):

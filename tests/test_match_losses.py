@@ -162,6 +162,23 @@ def test_cos_is_the_mean_of_one_minus_the_cosine_over_valid_tokens() -> None:
     assert float(cos(student, teacher)) == pytest.approx((0 + 1 + 2 + 2) / 4)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e11])
+def test_cos_is_of_directions_however_short_or_long_states_are(size: float) -> None:
+    student, teacher = torch.tensor([[[3.0, 4.0]]], requires_grad=True), torch.tensor([[[4.0, 3.0]]])
+    loss = cos(student * size, teacher * size)
+    assert float(loss.detach()) == pytest.approx(1 - 24 / 25, rel=1e-5)
+    expected = torch.autograd.grad(cos(student, teacher), student)
+    torch.testing.assert_close(torch.autograd.grad(loss, student), expected)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1, 1]])], ids=["no mask", "mask"])
+def test_a_state_of_zeros_is_at_1_from_all_and_has_a_gradient_like_any_other(mask: Tensor | None) -> None:
+    student = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]], requires_grad=True)
+    loss = cos(student, torch.tensor([[[3.0, 4.0], [2.0, 0.0]]]), mask)
+    assert float(loss.detach()) == 0.5
+    assert torch.autograd.grad(loss, student)[0].abs().max() <= 0.5
+
+
 @pytest.mark.parametrize("mask", [None, torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])])
 def test_fsp_is_the_squared_difference_of_mean_products_width_by_width(mask: Tensor | None) -> None:
     g = torch.Generator().manual_seed(1)
@@ -349,6 +366,21 @@ def test_widths_that_differ_are_refused(loss: Loss) -> None:
 def test_fsp_refuses_widths_that_differ() -> None:
     text = text_of(fsp, [torch.zeros(2, 5, 4), torch.zeros(2, 5, 6)], [torch.zeros(2, 5, 4), torch.zeros(2, 5, 8)])
     assert text == "student is 6 wide and teacher 8; give the match a projection."
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(4, 5)], ids=["no mask", "mask"])
+def test_fsp_refuses_other_rows_which_might_be_taken_for_all(mask: Tensor | None) -> None:
+    student, teacher = ([torch.zeros(rows, 5, 4), torch.zeros(rows, 5, 6)] for rows in (4, 1))
+    assert text_of(fsp, student, teacher, mask) == "student has 4 rows and teacher 1; both must see the same batch."
+
+
+@EVERY
+def test_a_batch_of_no_rows_has_no_loss(loss: Loss) -> None:
+    student, teacher = ([tensor[:0] for tensor in side] for side in features(loss))
+    for mask in (None, MASK[:0]):
+        result = call(loss, student, teacher, mask)
+        assert result.requires_grad
+        assert float(result.detach()) == 0
 
 
 def test_nst_refuses_a_pair_of_different_widths() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -87,6 +87,25 @@ def test_the_corrected_teacher_is_that_of_a_plain_loop_at_any_temperature(
         of_mft = p if label < 0 else mft_of(p, label, amount)
         assert mixed[i] == pytest.approx(of_mix, abs=1e-9)
         assert moved[i] == pytest.approx(of_mft, abs=2e-6)
+
+
+@pytest.mark.parametrize("method", ["mix", "mft"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_of_16_bits_are_corrected_in_float32(method: Literal["mix", "mft"], dtype: torch.dtype) -> None:
+    teacher, labels = torch.tensor([[6.0, 1.0, -2.0], [0.5, 1.0, 2.0]], dtype=dtype), torch.tensor([0, 1])
+    found = Correction(method, 0.2).of_softened(teacher, labels, 1.0)
+    torch.testing.assert_close(found, Correction(method, 0.2).of_softened(teacher.float(), labels, 1.0))
+
+
+def test_what_is_dropped_takes_no_digits_from_float64() -> None:
+    student, teacher, labels = (
+        random(3, V, seed=1).double(),
+        random(3, V, seed=2).double(),
+        torch.tensor([-100, -100, 0]),
+    )
+    teacher[2, 0] = teacher.min() - 1
+    found = loss_of({"logits": student, "labels": labels}, {"logits": teacher}, teacher_correction="drop")
+    torch.testing.assert_close(found, 2 / 3 * loss_of({"logits": student[:2]}, {"logits": teacher[:2]}))
 
 
 def test_mft_makes_the_label_the_most_likely_class_by_the_threshold() -> None:

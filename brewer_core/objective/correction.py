@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from brewer_core.errors import AdaptorError, ShapeError
-from brewer_core.sparse_logits import Kept, SparseLogits
+from brewer_core.sparse_logits import Kept, SparseLogits, precise
 
 Logits: TypeAlias = "Tensor | SparseLogits"
 MIX_WEIGHT, MFT_THRESHOLD = 0.5, 0.2
@@ -97,9 +97,12 @@ def probability_shift(logits: Tensor, labels: Tensor) -> Tensor:
 def _with_label_mixed_in(
     logits: Tensor, labels: Tensor, temperature: float | Tensor, amount: float, *, exact: bool
 ) -> Tensor:
-    """Logits whose softmax at the temperature is (1-w) p + w onehot; w is the amount itself, or what MFT makes of it."""
+    """Logits, in float32 where they were less, whose softmax at the temperature is (1-w) p + w onehot; w is the amount itself, or what MFT
+    makes of it.
+    """
+    logits = precise(logits)
     beside = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) and temperature.dim() else temperature
-    cooled = logits.detach() / beside
+    cooled = logits / beside
     truth = labels.clamp(min=0).unsqueeze(-1)
     total = cooled.logsumexp(-1, keepdim=True)
     own = cooled.gather(-1, truth)
@@ -107,7 +110,7 @@ def _with_label_mixed_in(
     weight = weight.clamp(0, _MOST).masked_fill(labels.unsqueeze(-1) < 0, 0)
     # only the label's logit has to rise: what all others lose is the softmax's doing
     raised = beside * torch.logaddexp(own, total + weight.log() - torch.log1p(-weight))
-    return logits.detach().scatter(-1, truth, torch.where(weight > 0, raised, logits.detach().gather(-1, truth)))
+    return logits.scatter(-1, truth, torch.where(weight > 0, raised, logits.gather(-1, truth)))
 
 
 def _mft_weight(probabilities: Tensor, truth: Tensor, threshold: float) -> Tensor:

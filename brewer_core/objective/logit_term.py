@@ -158,7 +158,8 @@ class LogitTerm(nn.Module):
             kept = self.correction.kept_positions(teacher, labels)
             if kept is not None:
                 # a position that is left out has a loss of 0: the mean stays one over all of them, however a batch is split
-                share = kept.float().mean() if kept.numel() else kept.new_ones((), dtype=torch.float32)
+                counted = kept.to(torch.promote_types(student.dtype, torch.float32))
+                share = counted.mean() if kept.numel() else counted.new_ones(())
                 student, teacher, labels = student[kept], teacher[kept], labels[kept]
         temperature = self._temperature(student, teacher, step)
         if self.correction is not None and labels is not None:

@@ -17,6 +17,7 @@ from brewer_builtins.distributions import expectation
 from brewer_builtins.padding import (
     all_or_valid,
     keys_of,
+    mean,
     pair_count,
     pairs_of,
     queries_of,
@@ -151,7 +152,7 @@ def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Ten
     student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
         student, teacher = (torch.where(a <= PADDING_SCORE, 0, a) for a in (student, teacher))
-        return F.mse_loss(student, teacher)
+        return mean(F.mse_loss(student, teacher, reduction="none"))
     check_square(student)
     valid = valid_tokens(mask, student)
     pairs = pairs_of(valid, student)
@@ -170,7 +171,7 @@ def _cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None, normal
     if mask is None:
         log_q, p = _attention(student, teacher, normalized)
         p = p if normalized else torch.where(teacher <= PADDING_SCORE, 0, p)
-        return -expectation(p, log_q).mean()
+        return -mean(expectation(p, log_q))
     check_square(student)
     valid = valid_tokens(mask, student)
     queries, keys = queries_of(valid, student), keys_of(valid, student)

@@ -56,7 +56,7 @@ def minilm(
     Returns a scalar, at least 0; 0 where the distributions agree, or no token is valid.
     Raises ShapeError where B, H or L differs, where D is no multiple of the heads, and for values alone without `heads`.
     Cost: O(B L² (D + H)); a relation is [B, H, L, L].
-    Source: Wang et al. 2020, arXiv:2002.10957, sections 3.1 and 3.2, of the last layer of each. A student's probability below
+    Source: Wang et al. 2020, arXiv:2002.10957, sections 3.1 and 3.2, of the last layer of each. A probability of attention below
     1e-12 counts as 1e-12 in the logarithm. With fewer heads of values than of attention (grouped queries), say `heads`.
     """
     own, taught = _parts(student, "student"), _parts(teacher, "teacher")
@@ -120,8 +120,9 @@ def _attention_kl(student: Tensor, teacher: Tensor, mask: Tensor | None, normali
     """KL of attention maps, [B, H, L, L]: probabilities, or scores."""
     valid = all_or_valid(mask, student)
     if not normalized:
-        log_q, log_p = (log_softmax_over(in_full(a), pairs_of(valid, a)) for a in (student, teacher.detach()))
-        return _mean_kl(log_p.exp(), log_p, log_q, valid)
+        own, taught = (log_softmax_over(in_full(a), pairs_of(valid, a)) for a in (student, teacher.detach()))
+        log_q, log_p = (a.clamp(min=math.log(SMALLEST_PROBABILITY)) for a in (own, taught))
+        return _mean_kl(taught.exp(), log_p, log_q, valid)
     q, p = (_over_valid_keys(in_full(a), valid) for a in (student, teacher.detach()))
     log_q, log_p = (a.clamp(min=SMALLEST_PROBABILITY).log() for a in (q, p))
     return _mean_kl(p, log_p, log_q, valid)

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.distributions import Temperature, kl_divergence, log_softmax_over
-from brewer_builtins.padding import token_count, without_padding
+from brewer_builtins.padding import mean, token_count, without_padding
 from brewer_builtins.shapes import check_pairs, check_single, check_states, check_width
-from brewer_builtins.states import Pool, check_rows, in_full, rows_of, unit, valid_items
+from brewer_builtins.states import Pool, check_rows, cosine_distances, in_full, rows_of, unit, valid_items
 from brewer_core import RequestError, ShapeError, component
 
 Width = Annotated[int, Field(ge=1)]
@@ -106,8 +106,8 @@ def embedding_cos(
     own, taught, valid = rows_of(student, teacher, mask, teacher_mask, pool)
     losses = []
     for width, weight in _prefixes(own, matryoshka_dims, matryoshka_weights):
-        distances = 1 - (unit(own[:, :width]) * unit(taught[:, :width])).sum(dim=-1)
-        losses.append(weight * torch.where(valid, distances, 0).mean())
+        distances = cosine_distances(own[:, :width], taught[:, :width])
+        losses.append(weight * mean(torch.where(valid, distances, 0)))
     return sum(losses[1:], losses[0])
 
 

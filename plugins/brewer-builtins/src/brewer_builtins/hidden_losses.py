@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.padding import all_or_valid, pair_count, token_count, valid_tokens, without_padding
+from brewer_builtins.padding import all_or_valid, mean, pair_count, token_count, valid_tokens, without_padding
 from brewer_builtins.shapes import (
     check_pairs,
     check_same_tokens,
@@ -23,7 +23,7 @@ from brewer_builtins.shapes import (
     check_width,
     shown,
 )
-from brewer_builtins.states import in_full, unit
+from brewer_builtins.states import check_rows, cosine_distances, in_full, unit
 from brewer_core import ShapeError, component
 
 
@@ -41,7 +41,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     check_states(student, teacher)
     student, teacher = in_full(student), in_full(teacher.detach())
     if mask is None:
-        return F.mse_loss(student, teacher)
+        return mean(F.mse_loss(student, teacher, reduction="none"))
     valid = valid_tokens(mask, student)
     difference = F.mse_loss(without_padding(student, valid), without_padding(teacher, valid), reduction="none")
     return difference.sum() / (token_count(valid) * student.shape[-1])
@@ -62,15 +62,11 @@ def cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_states(student, teacher)
     student, teacher = in_full(student), in_full(teacher.detach())
-    valid = None if mask is None else valid_tokens(mask, student)
-    if valid is not None:
-        student, teacher = without_padding(student, valid), without_padding(teacher, valid)
-    student, teacher = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
-    alike = torch.ones(len(student), dtype=student.dtype, device=student.device)
-    if valid is None:
-        return F.cosine_embedding_loss(student, teacher, alike)
-    distances = F.cosine_embedding_loss(student, teacher, alike, reduction="none")
-    return torch.where(valid.flatten(), distances, 0).sum() / token_count(valid)
+    if mask is None:
+        return mean(cosine_distances(student, teacher))
+    valid = valid_tokens(mask, student)
+    distances = cosine_distances(without_padding(student, valid), without_padding(teacher, valid))
+    return torch.where(valid, distances, 0).sum() / token_count(valid)
 
 
 @component(over="rows", source="Yim et al. 2017, CVPR, eq. 1 and 2", name="Flow of solution procedure")
@@ -81,7 +77,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
     student, teacher: pairs of [B, L, D1] and [B, L, D2]. The product is the mean over a row's valid tokens, [B, D1, D2],
     and the loss the mean over rows and D1 times D2; a row without valid tokens adds 0.
     Returns a scalar, at least 0.
-    Raises ShapeError for single layers or layers of other tokens, and where a width differs: give the match a projection.
+    Raises ShapeError for single layers or layers of other tokens, and where B differs, or a width: give the match a projection then.
     Cost: O(B L D1 D2).
     Source: a variant of Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR, eq. 1 and 2, with tokens for places.
     """
@@ -92,8 +88,9 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
                 f"the {side}'s two layers are {shown(first)} and {shown(second)}; they must be [B, L, D] of the same rows and tokens."
             )
     for own, taught in zip(student, teacher, strict=True):
+        check_rows(own, taught)
         check_width(own, taught)
-    return F.mse_loss(_flow(student, mask), _flow(teacher, mask).detach())
+    return mean(F.mse_loss(_flow(student, mask), _flow(teacher, mask).detach(), reduction="none"))
 
 
 @component(
@@ -120,7 +117,7 @@ def nst(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | Non
             raise ShapeError(f"the {side}'s two layers are {shown(first)} and {shown(second)}; they must be alike.")
     check_same_tokens(student[0], teacher[0])
     if mask is None:
-        return F.mse_loss(_similarity(student), _similarity(teacher).detach())
+        return mean(F.mse_loss(_similarity(student), _similarity(teacher).detach(), reduction="none"))
     valid = valid_tokens(mask, student[0])
     student, teacher = ([without_padding(layer, valid) for layer in pair] for pair in (student, teacher))
     difference = F.mse_loss(_similarity(student), _similarity(teacher).detach(), reduction="none")
@@ -154,7 +151,7 @@ def at(
     check_tokens(student, teacher)
     valid = all_or_valid(mask, student)
     difference = _activity(student, valid, power) - _activity(teacher.detach(), valid, power)
-    return difference.square().sum(dim=-1).mean()
+    return mean(difference.square().sum(dim=-1))
 
 
 def _flow(layers: Sequence[Tensor], mask: Tensor | None) -> Tensor:

@@ -53,6 +53,11 @@ def pairs_of(valid: Tensor, attention: Tensor) -> Tensor:
     return queries_of(valid, attention) & keys_of(valid, attention)
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean of all values; 0, with a graph, where there are none."""
+    return values.sum() / max(values.numel(), 1)
+
+
 def token_count(valid: Tensor) -> Tensor:
     """How many tokens are valid, at least 1, so that a loss without any is 0."""
     return valid.sum().clamp(min=1)

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.distributions import Temperature, kl_divergence, log_softmax_over
+from brewer_builtins.padding import mean
 from brewer_builtins.shapes import check_single, shown
 from brewer_builtins.states import in_full
 from brewer_core import ShapeError, component
@@ -41,7 +42,7 @@ def margin_mse(
     negatives = valid[:, 1:] & valid[:, :1]
     error = (own[:, :1] - own[:, 1:]) - (taught[:, :1] - taught[:, 1:])
     by_query = torch.where(negatives, error.square(), 0).sum(dim=1) / negatives.sum(dim=1).clamp(min=1)
-    return by_query.mean()
+    return mean(by_query)
 
 
 @component(over="rows", source="Lin et al. 2020, arXiv:2010.11386", name="Listwise divergence of scores")
@@ -70,7 +71,7 @@ def listwise_kl(
     valid = _candidates(student, teacher, mask)
     log_q = log_softmax_over(in_full(student) / student_temperature, valid)
     log_p = log_softmax_over(in_full(teacher.detach()) / teacher_temperature, valid)
-    loss = kl_divergence(log_p, log_q).mean()
+    loss = mean(kl_divergence(log_p, log_q))
     return loss * student_temperature**2 if t_squared else loss
 
 

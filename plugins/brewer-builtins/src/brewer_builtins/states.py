@@ -33,8 +33,18 @@ def in_full(tensor: Tensor) -> Tensor:
 
 def unit(states: Tensor) -> Tensor:
     """The same directions at length 1; a state of zeros has none and stays, with a finite gradient."""
-    norm: Tensor = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return states / torch.where(norm == 0, 1, norm)
+    return states / lengths_of(states).unsqueeze(-1)
+
+
+def lengths_of(states: Tensor) -> Tensor:
+    """The lengths of states [..., D], to divide by: 1 for a state of zeros."""
+    lengths: Tensor = torch.linalg.vector_norm(states, dim=-1)
+    return torch.where(lengths == 0, 1, lengths)
+
+
+def cosine_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos of the angle between states, by row of [..., D]; a state of zeros is at 1 from all."""
+    return 1 - (student * teacher).sum(dim=-1) / (lengths_of(student) * lengths_of(teacher))
 
 
 def rows_of(

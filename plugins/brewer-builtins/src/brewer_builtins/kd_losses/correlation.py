@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from brewer_builtins.kd_losses.softened import Standardise, softened
+from brewer_builtins.kd_losses.softened import Standardise, check_dense, softened
 from brewer_core import component
 
 
@@ -47,11 +47,12 @@ def dist(
     correlation: a constant, such as a class that is ruled out everywhere, or any class where there is one position, counts as
     uncorrelated, which is 1.
     Needs all of the teacher's logits. It is of a batch as a whole, so it depends on how a batch is cut into micro-batches.
-    Raises ShapeError where student, teacher and temperature do not belong together.
+    Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for SparseLogits.
     Cost: O(N V).
     Source: Huang et al. 2022, arXiv:2205.10536, L_inter and L_intra, with T squared as in the authors' code. Nothing is added to norms:
     the code's 1e-8 draws the correlations of unlikely classes, whose probabilities are near it, to 0.
     """
+    check_dense("dist", teacher_logits)
     both = softened(student_logits, teacher_logits, temperature, standardise)
     log_p, log_q = both.teacher.flatten(0, -2), both.student.flatten(0, -2)
     if not log_q.numel():

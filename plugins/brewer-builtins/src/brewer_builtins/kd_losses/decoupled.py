@@ -13,6 +13,7 @@ from brewer_builtins.distributions import kl_divergence
 from brewer_builtins.kd_losses.softened import (
     Standardise,
     TSquared,
+    check_dense,
     log_sum,
     mean_loss,
     renormalised,
@@ -51,13 +52,15 @@ def dkd(
     `kl`. A class that the teacher rules out with a logit of -inf adds nothing; where it rules out all but the target, there is no
     divergence among the others. A part whose weight is 0 is not computed.
     Needs all of the teacher's logits, for the target may not be among those that a cache keeps.
-    Raises ShapeError where student, teacher, temperature and labels do not belong together, and RequestError where both weights are 0.
+    Raises ShapeError where student, teacher, temperature and labels do not belong together, and RequestError where both weights are 0
+    and for SparseLogits.
     Cost: O(N V).
     Source: Zhao et al. 2022, arXiv:2203.08679, eq. 7, with the weights of the authors' code for CIFAR-100. The classes are left
     out exactly, not by a logit that is lower by 1000.
     """
     if not (alpha or beta):
         raise RequestError("dkd: with alpha 0 and beta 0 the loss is 0 for every student; give one of them a weight.")
+    check_dense("dkd", teacher_logits)
     both = softened(student_logits, teacher_logits, temperature, standardise)
     target = _targets(teacher_logits, labels).unsqueeze(-1)
     parts = [_apart(side, target) for side in (both.teacher, both.student)]

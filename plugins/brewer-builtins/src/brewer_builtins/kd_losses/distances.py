@@ -11,6 +11,7 @@ from torch import Tensor
 from brewer_builtins.kd_losses.softened import (
     Standardise,
     TSquared,
+    check_dense,
     check_kept,
     check_shapes,
     divided,
@@ -74,10 +75,11 @@ def mse(
     temperature: a number, or a Tensor [N] or [B, L] with one for each position. With `t_squared` it cancels out.
     Returns a scalar, the mean over positions and classes, at least 0; 0 where the logits agree or there are no positions. A class
     that both rule out with a logit of -inf has no difference.
-    Raises ShapeError where student, teacher and temperature do not belong together.
+    Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for SparseLogits.
     Cost: O(N V).
     Source: Ba and Caruana 2014, arXiv:1312.6184, eq. 1, averaged over classes and softened as in TextBrewer.
     """
+    check_dense("mse", teacher_logits)
     check_shapes(student_logits, teacher_logits, temperature)
     if not student_logits.numel():
         return student_logits.sum()
@@ -103,10 +105,12 @@ def regression_mse(
     student_logits, teacher_logits: [N, V] or [B, L, V], V the outputs of a position, 1 in most regressions.
     temperature: has no effect, for a number is not softened: this is what tells it from `mse`.
     Returns a scalar, the mean over positions and outputs, at least 0; 0 where they agree or there are no positions.
-    Raises ShapeError where student, teacher and temperature do not belong together, or where one output alone is to be standardised.
+    Raises ShapeError where student, teacher and temperature do not belong together, or where one output alone is to be standardised;
+    RequestError for SparseLogits.
     Cost: O(N V).
     Source: the squared error from a teacher's predictions in place of targets, as in Breiman and Shang 1996, Born again trees.
     """
+    check_dense("regression_mse", teacher_logits)
     # times T squared: no temperature divides them
     return mse(student_logits, teacher_logits, temperature, t_squared=True, standardise=standardise)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brewer_builtins.kd_losses.softened import Standardise, TSquared, check_shapes, divided, mean_loss
+from brewer_builtins.kd_losses.softened import Standardise, TSquared, check_dense, check_shapes, divided, mean_loss
 from brewer_core import component
 
 
@@ -32,11 +32,12 @@ def sigmoid(
     it reaches where the logits agree: as with `ce`, the teacher's entropy is not subtracted. 0 where there are no positions. A class of
     which both are certain, with logits of -inf or inf, adds nothing.
     Needs all of the teacher's logits: what is kept of a softmax says nothing about single classes.
-    Raises ShapeError where student, teacher and temperature do not belong together.
+    Raises ShapeError where student, teacher and temperature do not belong together, and RequestError for SparseLogits.
     Cost: O(N V).
     Source: one-versus-all distillation, Yang et al. 2023, arXiv:2308.06453, with the cross-entropy itself in place
     of the divergence, which has the same gradient; T squared as in Hinton et al. 2015, arXiv:1503.02531.
     """
+    check_dense("sigmoid", teacher_logits)
     check_shapes(student_logits, teacher_logits, temperature)
     own, taught = divided(student_logits, teacher_logits, temperature, standardise)
     losses = _cross_entropies(own, taught)

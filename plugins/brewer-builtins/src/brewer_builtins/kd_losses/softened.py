@@ -29,9 +29,14 @@ Standardise = Annotated[
     bool,
     Field(
         description="Subtract from the logits of each position their mean and divide them by their standard deviation, on both "
-        "sides, before the temperature divides them: only how they lie to one another counts."
+        "sides, before the temperature divides them: only how they lie to one another counts. Logits of -1e30 or less are of "
+        "classes that are ruled out, and count in neither; a milder one, such as -1e9, would count like any."
     ),
 ]
+
+
+_RULED_OUT = -1e30
+"""A logit up to this one, -inf or what models write in its place such as the least number of their type, is of a class that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def standardised(logits: Tensor) -> Tensor:
         raise ShapeError(
             f"logits {tuple(logits.shape)} have one class, and standardise needs two or more; set standardise to false."
         )
-    ruled_out = logits == -math.inf
+    ruled_out = logits <= _RULED_OUT
     count = logits.shape[-1] - ruled_out.sum(-1, keepdim=True)
     known = logits.masked_fill(ruled_out, 0)
     mean = known.sum(-1, keepdim=True) / count.clamp(min=1)
@@ -142,6 +147,14 @@ def check_shapes(student: Tensor, teacher: Tensor | SparseLogits, temperature: T
 
 
 # What losses have against logits of which only some are kept
+
+
+def check_dense(name: str, teacher: Tensor | SparseLogits) -> None:
+    """Raises RequestError where a loss of this name, which needs all of the teacher's logits, gets some of them."""
+    if isinstance(teacher, SparseLogits):
+        raise RequestError(
+            f"`{name}` needs all of the teacher's logits, and the cache keeps {teacher.kept}; keep them dense."
+        )
 
 
 def unless_standardised(kept: Kept, options: Mapping[str, Any]) -> str:
