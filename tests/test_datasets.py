@@ -281,6 +281,19 @@ def test_a_share_of_one_file_is_held_out_by_the_seed(tmp_path):
     assert first["train"] == sorted(first["train"], key=int)
 
 
+@pytest.mark.parametrize(("reader", "file"), [(csv, "rows.csv"), (jsonl, "rows.jsonl")])
+def test_a_share_is_held_out_of_the_rows_that_have_something_in_a_column(tmp_path, reader, file):
+    labels = ["a" if i % 3 == 0 else "" for i in range(30)]
+    write(tmp_path, "rows.csv", "text,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels)))
+    lines = [
+        f'{{"text": "{i}", "label": {chr(34) + "a" + chr(34) if label else "null"}}}' for i, label in enumerate(labels)
+    ]
+    write(tmp_path, "rows.jsonl", "\n".join([*lines, '{"text": "30", "label": NaN}']))
+    rows = reader(base_dir=tmp_path, seed=0, path=file, holdout=0.2, holdout_where="label")
+    assert [row["label"] for row in rows["eval"]] == ["a", "a"]
+    assert [row["label"] for row in rows["train"]].count("a") == 8
+
+
 def test_what_cannot_be_held_out_is_refused(tmp_path):
     write(tmp_path, "rows.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl", holdout=0.1) == (
@@ -289,4 +302,10 @@ def test_what_cannot_be_held_out_is_refused(tmp_path):
     both = {"train": "rows.jsonl", "test": "rows.jsonl"}
     assert refusal(jsonl, base_dir=tmp_path, path=both, holdout=0.5) == (
         "`holdout` is for one file, and `path` names train, test; leave one of the two out."
+    )
+    assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl", holdout_where="text") == (
+        "`holdout_where` is 'text' and there is no `holdout`, the share of rows to hold out; give both."
+    )
+    assert refusal(jsonl, base_dir=tmp_path, path="rows.jsonl", holdout=0.5, holdout_where="label") == (
+        "`holdout_where` is 'label', and the columns are text; name one of these."
     )

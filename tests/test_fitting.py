@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from brewer_builtins.models import longest_input
 from brewer_builtins.surgery import student_from_teacher
 from brewer_builtins.surgery.families import FAMILIES
 from brewer_core.run.fitting import (
@@ -189,3 +191,27 @@ def test_a_student_is_told_of_in_words() -> None:
 def test_a_share_counts_layers_down_and_never_more_than_there_are() -> None:
     assert [Share("skip", 2).count(depth) for depth in (1, 2, 5, 12)] == [1, 1, 2, 6]
     assert [Share("first", 2, at_least=2).count(depth) for depth in (1, 2, 3, 12)] == [1, 2, 2, 6]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bert",
+        "roberta",
+        "mpnet",
+        "distilbert",
+        "electra",
+        "deberta-v2",
+        "modernbert",
+        "gpt2",
+        "llama",
+        "qwen3",
+        "t5",
+        "bart",
+        "xlnet",
+    ],
+)
+def test_the_longest_text_is_that_which_the_model_takes_in_a_run(kind: str) -> None:
+    config = transformers.AutoConfig.for_model(kind)
+    settings = json.loads(config.to_json_string(use_diff=False))
+    assert TeacherSizes.of(settings).tokens == longest_input(config)

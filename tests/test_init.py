@@ -20,7 +20,7 @@ from brewer_core.run.assembly import Assembly
 from brewer_core.run.columns import Columns, columns_of
 from brewer_core.run.explaining import explain
 from brewer_core.run.library import recipe_names
-from brewer_core.run.recipes import OwnData, Recipe, Teacher, filled, recipe
+from brewer_core.run.recipes import OwnData, Recipe, Teacher, check_teacher, filled, recipe
 from brewer_core.stopping import StopReason, StopRequest
 from brewer_core.testing import write_distribution
 from runs import brewer, labelled, read, weights_in, write_csv
@@ -405,8 +405,26 @@ def test_pairs_of_texts_make_a_task_of_pairs(folder: Path, capsys: pytest.Captur
     write_csv(folder / "nli.csv", rows)
     out = init(capsys, "--data", "nli.csv")
     assert "  columns  texts in pairs in premise and hypothesis, labels in relation (2 of them)\n" in out
-    assert read(folder / "config.json")["task"] == {"kind": "text_classification", "pair": True}
+    assert read(folder / "config.json")["task"] == {"kind": "text_classification", "pair": True, "labels": ["a", "b"]}
     assert brewer("run", folder / "config.json", "--dry-run") == 0
+
+
+def test_rows_without_a_label_are_not_held_out_for_evaluation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = labelled(30)
+    write_csv(folder / "some.csv", [*rows, *({**row, "label": ""} for row in rows)])
+    assert "some.csv, a tenth of whose labelled rows are kept for evaluation; " in init(capsys, "--data", "some.csv")
+    for seed in range(3):
+        assert brewer("run", folder / "config.json", "--dry-run", "--set", f"seed={seed}") == 0
+        assert "evaluation on 3 rows of data" in capsys.readouterr().out
+
+
+def test_a_class_that_is_held_out_as_a_whole_is_a_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = labelled(18)
+    write_csv(folder / "rare.csv", [*rows, {**rows[0], "label": "seldom"}, {**rows[1], "label": "rare"}])
+    init(capsys, "--data", "rare.csv")
+    assert read(folder / "config.json")["task"]["labels"] == ["n", "p", "rare", "seldom"]
+    for seed in range(8):  # of 20 rows 2 are held out, one of the two classes sooner or later
+        assert brewer("run", folder / "config.json", "--dry-run", "--set", f"seed={seed}") == 0
 
 
 @pytest.mark.parametrize(
@@ -440,6 +458,11 @@ def test_columns_that_are_named_are_taken() -> None:
     assert columns_of(rows, "rows.csv", [], None, True) == Columns("text", None)
 
 
+def test_numbers_of_classes_are_in_their_order() -> None:
+    rows = [{"text": f"text {i}", "label": i % 11} for i in range(33)]
+    assert columns_of(rows, "rows.jsonl", [], None, None).classes == tuple(map(str, range(11)))
+
+
 def test_classes_are_those_of_all_rows_as_a_run_reads_them() -> None:
     rows = [{"text": f"text {i}", "label": None if i < 2 else i > 2000} for i in range(2004)]
     assert columns_of(rows, "rows.jsonl", [], "label", None).classes == ("false", "true")
@@ -458,8 +481,8 @@ def model_in(folder: Path, model: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def bert_in(folder: Path) -> None:
-    sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+def bert_in(folder: Path, **others: int) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, **others}
     model_in(folder, transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)))
 
 
@@ -478,6 +501,15 @@ def test_a_teacher_in_a_folder_gives_its_tokenizer_and_its_sizes(
     config = read(films / "config.json")
     assert config["tokenizer"]["from"] == "teacher"
     assert [stage["training"]["epochs"] for stage in config["stages"]] == [3, 10, 4]
+    assert brewer("run", films / "config.json", "--dry-run") == 0
+
+
+def test_texts_are_no_longer_than_the_teacher_takes(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bert_in(films / "bert", max_position_embeddings=20)
+    assert "  tokens   20 of each text, as the teacher takes no more\n" in init(
+        capsys, "--data", "train.csv", "--teacher", "bert"
+    )
+    assert read(films / "config.json")["tokenizer"]["max_length"] == 20
     assert brewer("run", films / "config.json", "--dry-run") == 0
 
 
@@ -564,6 +596,9 @@ def test_an_encoder_is_refused_where_a_recipe_is_for_language_models(
         ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, True),
         ({"model_type": "bert", "is_decoder": True}, True),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, False),
+        ({"model_type": "ernie", "architectures": ["ErnieForMaskedLM"]}, False),
+        ({"model_type": "t5", "is_encoder_decoder": True}, False),
+        ({"model_type": "ernie", "architectures": ["ErnieForSequenceClassification"]}, None),
         ({"model_type": "albert", "architectures": ["AlbertModel"]}, None),
         ({}, None),
     ],
@@ -573,6 +608,34 @@ def test_decoders_are_known_by_their_config(settings: dict[str, Any], decoder: b
 
 
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "text"),
+    [
+        (
+            "pkd",
+            {"model_type": "bert", "num_hidden_layers": 1},
+            "has 1 layer, and the recipe pkd needs a student of 2 or more; take another recipe, or a deeper teacher.",
+        ),
+        (
+            "kd-lm",
+            {"model_type": "t5", "is_encoder_decoder": True, "num_layers": 4},
+            "is an encoder-decoder (t5), which sees the tokens that it would have to predict, and the recipe kd-lm is for decoders such as "
+            "GPT-2 or Llama; take one of classes: bert-emd, distilbert, kd, minilm, minilmv2, pkd, tinybert.",
+        ),
+        (
+            "kd",
+            {"model_type": "albert", "num_hidden_layers": 4},
+            "is albert, which has one layer for all, and recipes cut the student out of the teacher's layers; take another teacher, or "
+            "write a config with a student of its own.",
+        ),
+    ],
+)
+def test_a_teacher_that_a_recipe_cannot_use_is_told(name: str, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError) as error:
+        check_teacher(recipe(name), Teacher({}, settings), "model")
+    assert str(error.value) == f"--teacher model: {text}"
 
 
 @pytest.mark.parametrize(
@@ -616,6 +679,11 @@ def test_decoders_are_known_by_their_config(settings: dict[str, Any], decoder: b
             "or take a recipe of language models such as kd-lm.",
         ),
         (
+            ["--data", "one.csv"],
+            "one.csv.label: the labelled rows have only the class 'p'; classification needs two or more. Name another column with "
+            "--label.",
+        ),
+        (
             ["--data", "numbers.csv"],
             "numbers.csv: no column holds texts (columns: label); name one with --text, or two with a comma between them.",
         ),
@@ -647,6 +715,7 @@ def test_what_cannot_be_is_told_and_nothing_is_written(
     (films / "taken.json").write_text("{}")
     (films / "empty").mkdir()
     write_csv(films / "plain.csv", [{"what": f"text {i}"} for i in range(5)])
+    write_csv(films / "one.csv", [{"text": f"text {i}", "label": "p"} for i in range(5)])
     write_csv(films / "numbers.csv", [{"label": "ab"[i % 2]} for i in range(8)])
     (films / "lines.jsonl").write_text('{"text": "a", "label": "p"}\n')
     assert refusal(capsys, *arguments) == text

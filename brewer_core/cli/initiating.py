@@ -126,7 +126,8 @@ def _own_data(
         )
     held = evaluation or beside(file)
     if held is None:
-        return OwnData({**source, "path": _relative(Path(file), output), "holdout": _HOLDOUT}, columns), chosen
+        drawn = {"holdout": _HOLDOUT, **({"holdout_where": columns.label} if columns.unlabelled else {})}
+        return OwnData({**source, "path": _relative(Path(file), output), **drawn}, columns), chosen
     if source_of(held, "--eval") != source:
         raise RequestError(f"--eval {held}: is of another format than {file}; give both in one.")
     check_same_columns(columns, rows_of(registry, source, held), held)
@@ -158,6 +159,9 @@ def _tell(output: Path, chosen: Recipe, document: Any, own: OwnData | None, taug
         ("teacher", _teacher_line(document, taught)),
         ("student", _student_line(document, taught)),
     ]
+    longest = document["tokenizer"]["max_length"]
+    if longest < chosen.config["tokenizer"]["max_length"]:
+        lines.append(("tokens", f"{longest} of each text, as the teacher takes no more"))
     stages = _stages_line(document, taught)
     if stages:
         lines.append(("stages", stages))
@@ -177,7 +181,8 @@ def _data_line(document: Any) -> str:
     if path is None:
         return f"the {source['name']} that ship with brewer; --data names your own"
     if isinstance(path, str):
-        return f"{path}, a tenth of whose rows are kept for evaluation; --eval names others"
+        rows = "labelled rows" if "holdout_where" in source else "rows"
+        return f"{path}, a tenth of whose {rows} are kept for evaluation; --eval names others"
     return f"{path['train']}, evaluated on {path['eval']}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from brewer_core.errors import DataError, RequestError, did_you_mean
 from brewer_core.protocols import Task
 from brewer_core.registry import Registry
-from brewer_core.run.text import Row, distinct_labels, text_columns
+from brewer_core.run.text import Row, distinct_labels, in_order, is_no_label, text_columns
 
 _SOURCES = {
     ".csv": {"name": "csv"},
@@ -72,11 +72,15 @@ _ROWS_OF_A_CLASS = 3
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of rows. label: None where they have none. classes: the distinct labels, as a run reads them."""
+    """What is read of rows.
+
+    label: None where they have none. classes: the distinct labels, as a run reads them. unlabelled: whether some rows have none.
+    """
 
     text: str | tuple[str, str]
     label: str | None
     classes: tuple[str, ...] = ()
+    unlabelled: bool = False
 
 
 def source_of(file: str, option: str = "--data") -> dict[str, Any]:
@@ -104,7 +108,8 @@ def columns_of(rows: Sequence[Row], file: str, text: Sequence[str], label: str |
     """The columns of rows; those that are named, as far as any are.
 
     text: one name or two. prompts: whether texts may be prompts with responses, and there are no labels; None where the labels tell.
-    Raises RequestError for a column that is not there, and where no column has texts; DataError for a label that can be none.
+    Raises RequestError for a column that is not there, and where no column has texts; DataError for a label that can be none, and for
+    fewer than two classes.
     """
     names, some = list(rows[0]), [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
     for option, column in [*(("--text", column) for column in text), *([("--label", label)] if label else [])]:
@@ -120,8 +125,10 @@ def columns_of(rows: Sequence[Row], file: str, text: Sequence[str], label: str |
         raise RequestError(
             f"{file}: no column holds texts (columns: {', '.join(names)}); name one with --text, or two with a comma between them."
         )
-    classes = sorted(distinct_labels(rows, found, file)) if found else ()
-    return Columns((chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0], found, tuple(classes))
+    read = (chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0]
+    if found is None:
+        return Columns(read, None)
+    return Columns(read, found, _classes(rows, found, file), any(is_no_label(row.get(found)) for row in rows))
 
 
 def beside(file: str) -> str | None:
@@ -140,6 +147,14 @@ def check_same_columns(columns: Columns, rows: Sequence[Row], file: str) -> None
             raise DataError(
                 f"{file}: no column {column!r}, which the training rows have; columns: {', '.join(rows[0])}."
             )
+
+
+def _classes(rows: Sequence[Row], column: str, file: str) -> tuple[str, ...]:
+    labels = distinct_labels(rows, column, file)
+    try:
+        return in_order(labels)
+    except DataError as error:
+        raise DataError(f"{file}.{column}: {error} Name another column with --label.") from error
 
 
 def _label(rows: Sequence[Row], names: Sequence[str]) -> str | None:

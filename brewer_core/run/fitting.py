@@ -17,6 +17,11 @@ ROTARY_ENCODERS = ("modernbert",)
 """Encoders whose heads are kept or left out as a whole, and whose first layer has to stay."""
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
+_CALLED_N_POSITIONS = ("gpt2", "gpt_bigcode", "gptj", "codegen", "openai-gpt", "ctrl")
+"""Models, by `model_type`, whose positions a config.json does not call `max_position_embeddings`."""
+_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+"""Models that count positions from behind the padding token's."""
+
 _BASE_LAYERS, _BASE_WIDTH = 12, 768
 _LARGE = 24
 """Layers from which on MiniLMv2 takes its relations from below the teacher's last layer."""
@@ -53,7 +58,10 @@ class Share:
 
 @dataclass(frozen=True)
 class TeacherSizes:
-    """The sizes that a model's config.json tells, whatever it calls them; None for what it does not."""
+    """The sizes that a model's config.json tells, whatever it calls them; None for what it does not.
+
+    tokens: of the longest text that it takes.
+    """
 
     kind: str | None = None
     layers: int | None = None
@@ -61,6 +69,7 @@ class TeacherSizes:
     heads: int | None = None
     neurons: int | None = None
     embeddings: int | None = None
+    tokens: int | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TeacherSizes:
@@ -76,6 +85,7 @@ class TeacherSizes:
             first("num_attention_heads", "n_head", "n_heads", "encoder_attention_heads", "num_heads"),
             first("intermediate_size", "n_inner", "hidden_dim", "encoder_ffn_dim", "d_ff"),
             first("embedding_size"),
+            _tokens(settings),
         )
 
 
@@ -86,8 +96,19 @@ def cut(share: Share, teacher: TeacherSizes) -> dict[str, Any]:
     return {"layers": layers, **_narrower(share, teacher)}
 
 
+def _tokens(settings: Mapping[str, Any]) -> int | None:
+    kind = settings.get("model_type")
+    positions = settings.get("n_positions" if kind in _CALLED_N_POSITIONS else "max_position_embeddings")
+    if not isinstance(positions, int):
+        return None
+    padding = settings.get("pad_token_id")
+    return positions - (padding + 1 if kind in _BEHIND_PADDING and isinstance(padding, int) else 0)
+
+
 def fit(document: dict[str, Any], share: Share, teacher: TeacherSizes) -> None:
-    """Set what depends on the teacher in a recipe's config: its student, and options of methods that go with the sizes."""
+    """Set what depends on the teacher in a recipe's config: its student, the length of texts, and options that go with sizes."""
+    if teacher.tokens is not None:
+        document["tokenizer"]["max_length"] = min(document["tokenizer"]["max_length"], teacher.tokens)
     own = document["models"]["student"]["from_teacher"] = cut(share, teacher)
     layers, width = teacher.layers or _BASE_LAYERS, teacher.width or _BASE_WIDTH
     for stage in document["stages"]:

@@ -33,8 +33,9 @@ FROM_SCRATCH_RATE, FROM_SCRATCH_EPOCHS = 1e-3, 10
 
 ANY, ENCODERS_ALONE, DECODERS_ALONE = "any", "encoders", "decoders"
 """What teachers a recipe is for."""
-_LEFT_TO_RIGHT = ("ForCausalLM", "LMHeadModel")
+_LEFT_TO_RIGHT, _BOTH_WAYS = ("ForCausalLM", "LMHeadModel"), "ForMaskedLM"
 """How the class of a language model ends, as a config.json names it."""
+_ONE_LAYER_FOR_ALL = ("albert",)
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,16 @@ class Teacher:
         kind, classes = self.settings.get("model_type"), self.settings.get("architectures") or ()
         if kind in DECODERS or self.settings.get("is_decoder") is True:
             return True
-        if kind in (*ENCODERS, *ROTARY_ENCODERS):
+        if kind in (*ENCODERS, *ROTARY_ENCODERS) or self.encodes_and_decodes:
             return False
-        return True if any(str(each).endswith(_LEFT_TO_RIGHT) for each in classes) else None
+        if any(str(each).endswith(_LEFT_TO_RIGHT) for each in classes):
+            return True
+        return False if any(str(each).endswith(_BOTH_WAYS) for each in classes) else None
+
+    @property
+    def encodes_and_decodes(self) -> bool:
+        """Whether it is an encoder-decoder, such as T5."""
+        return self.settings.get("is_encoder_decoder") is True
 
     def answers(self, classes: Sequence[str]) -> bool:
         """Whether it was trained for classes of these names already."""
@@ -147,7 +155,17 @@ def teacher_named(name: str, relative: Callable[[Path], str]) -> Teacher:
 
 def check_teacher(chosen: Recipe, teacher: Teacher, name: str) -> None:
     """Raises RequestError for a teacher that a recipe is not for, as far as its config.json tells."""
-    decoder, kind = teacher.reads_left_to_right, teacher.settings.get("model_type")
+    decoder, kind, layers = teacher.reads_left_to_right, teacher.settings.get("model_type"), teacher.sizes.layers
+    if kind in _ONE_LAYER_FOR_ALL:
+        raise RequestError(
+            f"--teacher {name}: is {kind}, which has one layer for all, and recipes cut the student out of the teacher's layers; "
+            "take another teacher, or write a config with a student of its own."
+        )
+    if layers is not None and layers < chosen.student.at_least:
+        raise RequestError(
+            f"--teacher {name}: has {layers} layer{'s' * (layers != 1)}, and the recipe {chosen.name} needs a student of "
+            f"{chosen.student.at_least} or more; take another recipe, or a deeper teacher."
+        )
     if chosen.teachers == ENCODERS_ALONE and decoder:
         others = ", ".join(_those_for(DECODERS_ALONE))
         raise RequestError(
@@ -155,8 +173,9 @@ def check_teacher(chosen: Recipe, teacher: Teacher, name: str) -> None:
             f"classes, or one of language models: {others}."
         )
     if chosen.teachers == DECODERS_ALONE and decoder is False:
+        what = "encoder-decoder" if teacher.encodes_and_decodes else "encoder"
         raise RequestError(
-            f"--teacher {name}: is an encoder ({kind}), which sees the tokens that it would have to predict, and the recipe {chosen.name} "
+            f"--teacher {name}: is an {what} ({kind}), which sees the tokens that it would have to predict, and the recipe {chosen.name} "
             f"is for decoders such as GPT-2 or Llama; take one of classes: {', '.join(_those_for(ANY, ENCODERS_ALONE))}."
         )
 
@@ -199,8 +218,9 @@ def _fill_in_data(document: dict[str, Any], chosen: Recipe, data: OwnData) -> No
     own: dict[str, Any] = {"source": dict(data.source), "text": list(columns.text) if pair else columns.text}
     if chosen.task == TEXT_CLASSIFICATION:
         own["label"] = columns.label
-        if pair:
-            document["task"] = {**(document.get("task") or {"kind": TEXT_CLASSIFICATION}), "pair": True}
+        # named, for a class of few rows may be held out as a whole
+        task = {**(document.get("task") or {"kind": TEXT_CLASSIFICATION}), "labels": list(columns.classes)}
+        document["task"] = {**task, "pair": True} if pair else task
     document["data"] = {DATA: own}
     document["evaluation"]["data"] = data.evaluation
 

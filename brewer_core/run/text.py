@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -142,10 +142,15 @@ def class_names(rows_by_data: Mapping[str, Sequence[Row]], label_columns: Mappin
     for data, rows in rows_by_data.items():
         if (column := label_columns.get(data)) is not None:
             names |= distinct_labels(rows, column, f"data.{data}")
-    if len(names) < 2:
-        found = f"only the class {names.pop()!r}" if names else "no class"
+    return in_order(names)
+
+
+def in_order(classes: Collection[str]) -> tuple[str, ...]:
+    """The classes of a task by number where all are whole numbers, else sorted. Raises DataError for fewer than two."""
+    if len(classes) < 2:
+        found = f"only the class {min(classes)!r}" if classes else "no class"
         raise DataError(f"the labelled rows have {found}; classification needs two or more.")
-    return tuple(sorted(names, key=int) if all(map(_is_whole, names)) else sorted(names))
+    return tuple(sorted(classes, key=int) if all(map(_is_whole, classes)) else sorted(classes))
 
 
 def distinct_labels(rows: Sequence[Row], column: str, where: str) -> set[str]:
@@ -201,9 +206,14 @@ def _labels(rows: Sequence[Row], column: str | None, classes: Sequence[str], whe
     return labels
 
 
+def is_no_label(value: Any) -> bool:
+    """Whether what stands in a column of labels is none: None, "" or NaN."""
+    return value is None or value == "" or value != value
+
+
 def _label_text(value: Any, where: str, number: int) -> str | None:
-    """A label as a text: `3` for 3 and 3.0, `true` for True; None where there is none, which "" and NaN mean too."""
-    if value is None or value == "" or value != value:
+    """A label as a text: `3` for 3 and 3.0, `true` for True; None where there is none."""
+    if is_no_label(value):
         return None
     if isinstance(value, str):
         return value

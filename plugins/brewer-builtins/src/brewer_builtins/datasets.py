@@ -25,6 +25,13 @@ Holdout = Annotated[
     float | None,
     Field(gt=0, lt=1, description="Of one file, the share of rows that become the split `eval`, drawn by the seed."),
 ]
+HoldoutWhere = Annotated[
+    str | None,
+    Field(
+        description="A column: `holdout` is of the rows that have something in it. That of the labels, where some rows have none.",
+        examples=["label"],
+    ),
+]
 _SPLITS = {"validation": "eval"}
 _BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
 
@@ -50,6 +57,16 @@ class Rows(Sequence[Mapping[str, Any]]):
         """The rows of these numbers."""
         return Rows({name: [column[i] for i in numbers] for name, column in self._columns.items()})
 
+    def having(self, column: str) -> list[int]:
+        """The numbers of the rows that have something in a column. Raises DataError where there is no such column."""
+        if column not in self._columns:
+            raise DataError(
+                f"`holdout_where` is {column!r}, and the columns are {', '.join(self._columns)}; name one of these."
+            )
+        return [
+            i for i, value in enumerate(self._columns[column]) if value is not None and value != "" and value == value
+        ]
+
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()), ()))
 
@@ -73,25 +90,30 @@ def csv(
     path: Files,
     delimiter: Annotated[str, Field(min_length=1, max_length=1, description="What stands between two cells.")] = ",",
     holdout: Holdout = None,
+    holdout_where: HoldoutWhere = None,
 ) -> dict[str, Rows]:
     """Rows of CSV files with a header, as texts: `NA` stays `NA`, and an empty cell is an empty text.
 
     UTF-8, also compressed (`.gz`). Raises DataError where a row has more or fewer cells than the header.
     """
-    return _held_out(_read(base_dir, path, lambda file: _read_csv(file, delimiter)), holdout, seed)
+    return _held_out(_read(base_dir, path, lambda file: _read_csv(file, delimiter)), holdout, holdout_where, seed)
 
 
-def jsonl(*, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None) -> dict[str, Rows]:
+def jsonl(
+    *, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None, holdout_where: HoldoutWhere = None
+) -> dict[str, Rows]:
     """Rows of JSON Lines files: an object on each line, its values kept as they are.
 
     UTF-8, also compressed (`.gz`). Empty lines are skipped; a key that a row lacks is null there.
     """
-    return _held_out(_read(base_dir, path, _read_jsonl), holdout, seed)
+    return _held_out(_read(base_dir, path, _read_jsonl), holdout, holdout_where, seed)
 
 
-def parquet(*, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None) -> dict[str, Rows]:
+def parquet(
+    *, base_dir: Path, seed: int = 0, path: Files, holdout: Holdout = None, holdout_where: HoldoutWhere = None
+) -> dict[str, Rows]:
     """Rows of Parquet files, with the types that the files state."""
-    return _held_out(_read(base_dir, path, _read_parquet), holdout, seed)
+    return _held_out(_read(base_dir, path, _read_parquet), holdout, holdout_where, seed)
 
 
 def text(
@@ -109,7 +131,7 @@ def text(
 
     UTF-8, also compressed (`.gz`). Space around a row is left out, and so are rows of nothing else.
     """
-    return _held_out(_read(base_dir, path, lambda file: _read_text(file, by)), holdout, seed)
+    return _held_out(_read(base_dir, path, lambda file: _read_text(file, by)), holdout, None, seed)
 
 
 def hf(
@@ -157,19 +179,24 @@ def _read(base_dir: Path, path: str | Mapping[str, str], reader: Callable[[Path]
     return {split: _filled(file, reader(file)) for split, file in existing.items()}
 
 
-def _held_out(splits: dict[str, Rows], share: float | None, seed: int) -> dict[str, Rows]:
+def _held_out(splits: dict[str, Rows], share: float | None, where: str | None, seed: int) -> dict[str, Rows]:
     """The rows of one file in two splits, each in the order of the file."""
     if share is None:
+        if where is not None:
+            raise DataError(
+                f"`holdout_where` is {where!r} and there is no `holdout`, the share of rows to hold out; give both."
+            )
         return splits
     if list(splits) != ["train"]:
         raise DataError(f"`holdout` is for one file, and `path` names {', '.join(splits)}; leave one of the two out.")
     rows = splits["train"]
-    count = round(share * len(rows))
+    among = range(len(rows)) if where is None else rows.having(where)
+    count = round(share * len(among))
     if not 0 < count < len(rows):
         raise DataError(
-            f"holdout is {share:g}, which of {len(rows)} rows leaves a split without any; take another share."
+            f"holdout is {share:g}, which of {len(among)} rows leaves a split without any; take another share."
         )
-    held = set(random.Random(seed).sample(range(len(rows)), count))
+    held = set(random.Random(seed).sample(among, count))
     kept = {"train": [i for i in range(len(rows)) if i not in held], "eval": sorted(held)}
     return {split: rows.chosen(numbers) for split, numbers in kept.items()}
 

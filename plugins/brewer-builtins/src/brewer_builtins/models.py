@@ -219,15 +219,15 @@ def _loaded(model: Any, tokenizer: Any, origin: str, always: Mapping[str, Any]) 
             model.set_attn_implementation(own_attention)  # an earlier stage read attention
         return arguments
 
-    return LoadedModel(model, tokenizer, save, forward_arguments, origin, _longest(model.config))
+    return LoadedModel(model, tokenizer, save, forward_arguments, origin, longest_input(model.config))
 
 
-def _longest(config: Any) -> int | None:
+def longest_input(config: Any) -> int | None:
     """The longest input of a model in tokens; models of RoBERTa's family count positions from behind the padding token's."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is None or config.model_type not in _OFFSET_POSITIONS:
-        return positions
-    return positions - int(config.pad_token_id) - 1
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # XLNet says -1 for no limit
+        return None
+    return positions - (int(config.pad_token_id) + 1 if config.model_type in _OFFSET_POSITIONS else 0)
 
 
 def _folder_or_name(base_dir: Path, path: str) -> Path | str:
