@@ -87,6 +87,24 @@ def test_influence_is_one_minus_the_cosine_of_what_goes_in_and_out_over_tokens()
     assert influences(teacher, list(teacher.bert.encoder.layer), [batch]) == pytest.approx(influence, abs=1e-6)
 
 
+def test_padding_does_not_count_where_layers_hold_tokens_before_rows():
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=32, d_model=16, n_layer=3, n_head=2, d_inner=24, pad_token_id=0)
+    teacher = transformers.XLNetModel(config).eval()
+    for length in (4, 3):  # as many tokens as rows too
+        words = torch.randint(1, 32, (3, length))
+        mask = torch.ones(3, length, dtype=torch.long)
+        mask[1, 0] = mask[2, 1] = 0
+        batch = {"input_ids": words, "attention_mask": mask}
+        with torch.no_grad():
+            states = teacher(**batch, output_hidden_states=True).hidden_states
+        expected = [
+            float(1 - torch.cosine_similarity(before, after, -1)[mask.bool()].double().mean())
+            for before, after in itertools.pairwise(states)
+        ]
+        assert influences(teacher, list(teacher.layer), [batch]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_layer_that_changes_nothing_is_what_block_influence_leaves_out():
     teacher = tiny("llama")
     with torch.no_grad():
@@ -379,14 +397,25 @@ WORDS = "uniform, last, first, skip, block_influence"
         (
             "bert",
             {"hidden_size": 10},
-            "`hidden_size` 10 does not give 4 heads that have whole dimensions, 6 at most; take 6 or 12, or another "
-            "`num_attention_heads`.",
+            "`hidden_size` 10 does not give 4 heads of whole dimensions, 6 at most; take 8 or 12, or "
+            "`num_attention_heads` 2.",
+        ),
+        (
+            "bert",
+            {"num_attention_heads": 2},
+            "`hidden_size` 24 does not give 2 heads of whole dimensions, 6 at most; take 10 or 12, or `num_attention_heads` 4.",
+        ),
+        (
+            "bert",
+            {"hidden_size": 12, "num_attention_heads": 1},
+            "`hidden_size` 12 does not give 1 head of whole dimensions, 6 at most; take 5 or 6, or "
+            "`num_attention_heads` 2 or 3 or 4.",
         ),
         (
             "modernbert",
             {"hidden_size": 16},
-            "`hidden_size` 16 does not give 4 heads that keep their 6 dimensions, which rotary positions are bound to; "
-            "take 12 or 18, or another `num_attention_heads`.",
+            "`hidden_size` 16 does not give 4 heads of the teacher's 6 dimensions, which rotary positions are bound to; "
+            "take 12 or 18.",
         ),
         (
             "bert",

@@ -18,6 +18,9 @@ from brewer_builtins.surgery.anatomy import Anatomy
 from brewer_builtins.surgery.depth import Influence
 from brewer_core import RequestError
 
+_TOKENS_FIRST = ("fsmt", "xlnet")
+"""Models, by `model_type`, whose layers hold states [L, B, H]."""
+
 Batches = Sequence[Mapping[str, Tensor]]
 Heard = Callable[[Tensor, Tensor, Tensor], None]
 """Told what goes into a module, what comes out, and which places [B, L] of both count."""
@@ -152,7 +155,7 @@ def listen(model: nn.Module, batches: Batches, heard: Mapping[nn.Module, Heard])
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        valid = _valid(before, batch.get(_mask_of(model, names[module])))
+        valid = _valid(before, _mask_of(model, names[module], batch))
         if not after[valid].isfinite().all():
             raise RequestError(
                 f"what {names[module]} of the teacher gives on the sample is not finite, so what is active cannot be seen; take "
@@ -172,10 +175,11 @@ def listen(model: nn.Module, batches: Batches, heard: Mapping[nn.Module, Heard])
             handle.remove()
 
 
-def _mask_of(model: Any, name: str) -> str:
-    """What a batch calls the mask of the tokens that a module sees."""
+def _mask_of(model: Any, name: str, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """The mask of the tokens that a module sees, with the axes of its states; None where the batch has none."""
     of_decoder = model.config.is_encoder_decoder and "decoder" in name.split(".")
-    return "decoder_attention_mask" if of_decoder else "attention_mask"
+    mask = batch.get("decoder_attention_mask" if of_decoder else "attention_mask")
+    return mask.T if mask is not None and model.config.model_type in _TOKENS_FIRST else mask
 
 
 def _valid(states: Tensor, mask: Tensor | None) -> Tensor:

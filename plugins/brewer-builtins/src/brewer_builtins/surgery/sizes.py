@@ -90,23 +90,37 @@ def _tied(
         raise RequestError(
             "`num_key_value_heads` is for teachers whose heads share keys and values, and this one's do not."
         )
-    dim = own.head_dim
-    if wanted is None:
-        wanted = hidden // dim if hidden % dim == 0 else own.heads
-    if hidden % wanted or hidden // wanted > dim or (family.rotary and hidden // wanted != dim):
+    heads = wanted or _heads_of(own, hidden)
+    if not _whole_heads(family, own, hidden, heads):
         raise RequestError(_no_fit(family, own, old_hidden, hidden, wanted))
-    return replace(own, heads=wanted, kv_heads=wanted, head_dim=hidden // wanted)
+    return replace(own, heads=heads, kv_heads=heads, head_dim=hidden // heads)
 
 
-def _no_fit(family: Family, own: StackSizes, old_hidden: int, hidden: int, wanted: int) -> str:
-    fitting = range(own.head_dim, old_hidden + 1, own.head_dim)
+def _whole_heads(family: Family, own: StackSizes, hidden: int, heads: int) -> bool:
+    """Whether a width gives so many heads, of no more dimensions than the teacher's have."""
+    return hidden % heads == 0 and (hidden == heads * own.head_dim if family.rotary else hidden <= heads * own.head_dim)
+
+
+def _heads_of(own: StackSizes, hidden: int) -> int:
+    """The heads of a width where they are not said: whole ones of the teacher's, or as many, of fewer dimensions."""
+    return hidden // own.head_dim if hidden % own.head_dim == 0 else own.heads
+
+
+def _no_fit(family: Family, own: StackSizes, old_hidden: int, hidden: int, wanted: int | None) -> str:
+    """The text about a width that does not give heads, so many if that is wanted; with widths and numbers of heads that fit."""
+    fitting = [
+        size for size in range(1, old_hidden + 1) if _whole_heads(family, own, size, wanted or _heads_of(own, size))
+    ]
     near = sorted(sorted(fitting, key=lambda size: abs(size - hidden))[:2])
+    counts = [heads for heads in range(1, own.heads + 1) if _whole_heads(family, own, hidden, heads)]
+    others = f", or `num_attention_heads` {' or '.join(map(str, counts))}" if counts else ""
     reason = (
-        f"keep their {own.head_dim} dimensions, which rotary positions are bound to"
+        f"of the teacher's {own.head_dim} dimensions, which rotary positions are bound to"
         if family.rotary
-        else f"have whole dimensions, {own.head_dim} at most"
+        else f"of whole dimensions, {own.head_dim} at most"
     )
+    heads = wanted or own.heads
     return (
-        f"`hidden_size` {hidden} does not give {wanted} heads that {reason}; take "
-        f"{' or '.join(map(str, near))}, or another `num_attention_heads`."
+        f"`hidden_size` {hidden} does not give {heads} head{'s' * (heads != 1)} {reason}; take "
+        f"{' or '.join(map(str, near))}{others}."
     )
