@@ -706,3 +706,19 @@ def terms_of(made: GeneralDistiller, inputs: Any) -> dict[str, float]:
     with torch.no_grad():
         losses = learner("", inputs, taught, Step(0, 1))
     return {name: loss.item() for name, loss in losses.items() if name != "kd_loss"}
+
+
+def test_states_are_matched_of_models_whose_projections_are_joined(tmp_path: Path) -> None:
+    hidden = {"feature": "hidden[0]", "weight": 1, "loss": "hidden_mse"}
+    made = distiller(tmp_path, hidden, teacher=built("gpt-neox"), student=built("bloom"))
+    optimizer = torch.optim.SGD(made.model_S.parameters(), lr=0.1)
+    before = weights(made.model_S)["transformer.word_embeddings.weight"].clone()
+    with made:
+        made.train(optimizer, [batch("bloom")], num_steps=1)
+    assert not torch.equal(weights(made.model_S)["transformer.word_embeddings.weight"], before)
+    asks = distiller(tmp_path, QUERY, teacher=built("gpt-neox"), student=built("phi3"))
+    optimizer = torch.optim.SGD(asks.model_S.parameters(), lr=0.1)
+    assert message(AdaptorError, lambda: asks.train(optimizer, [batch("phi3")], num_steps=1)) == (
+        "intermediate_matches[0].feature: the teacher's adaptor returns no 'query', and its GPTNeoXForCausalLM makes it together with "
+        "others in one projection; name the path of that, such as 'gpt_neox.layers.0.attention.query_key_value'."
+    )

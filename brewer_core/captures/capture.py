@@ -105,6 +105,11 @@ class Captures:
                 f"{returns}, and no short names are known of its {model}, as {self.anatomy.reason}; name the path of a "
                 f"module: {', '.join(paths)}{more}"
             )
+        if name in self.anatomy.joined:
+            return (
+                f"{returns}, and its {model} makes it together with others in one projection; name the path of that, such as "
+                f"{self.anatomy.joined[name]!r}"
+            )
         if name in self.anatomy.features:
             axes = self.anatomy.features[name].axes
             ran = f"no softmax over {axes} ran" if name in ATTENTION else "what computes it did not run"
