@@ -47,13 +47,14 @@ def distiller(
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
     adapt: Any = only_logits,
+    sample: Any = None,
     **settings: Any,
 ) -> GeneralDistiller:
     """A distiller whose user's adaptors return logits, mask and losses alone."""
     config = TrainingConfig(output_dir=str(folder), device="cpu", **settings)
     distillation = DistillationConfig(intermediate_matches=list(matches))
     teacher, student = teacher or classifier(16, 3, 1), student or classifier(16, 2, 2)
-    return GeneralDistiller(config, distillation, teacher, student, adapt, adapt)
+    return GeneralDistiller(config, distillation, teacher, student, adapt, adapt, sample=sample)
 
 
 def trained(made: GeneralDistiller, steps: int = 3, **more: Any) -> dict[str, Tensor]:
@@ -547,6 +548,35 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
 def test_what_a_model_lacks_is_told_with_what_it_has(match: dict[str, Any], text: str, tmp_path: Path) -> None:
     made = distiller(tmp_path, {"weight": 1, "loss": "hidden_mse", **match})
     assert message(BrewerError, lambda: trained(made)) == text
+
+
+@pytest.mark.parametrize("layers", ["uniform", "cka"])
+def test_a_map_of_layers_tells_what_a_model_lacks_with_what_it_has(layers: str, tmp_path: Path) -> None:
+    captured = {"feature": "query", "layers": layers, "weight": 1, "loss": "hidden_mse"}
+    match = {**captured, "feature": None, "feature_T": "hiden", "feature_S": "decoder_hidden"}
+    returns = "it returns logits, inputs_mask, and its BertForSequenceClassification has embeddings,"
+    assert message(ConfigError, lambda: distiller(tmp_path, captured, match, sample=texts(0))) == (
+        "DistillationConfig: 2 problems\n"
+        f"  intermediate_matches[1].feature_S: the student's adaptor returns no 'decoder_hidden'; {returns} hidden[0..2], attention[0..1], "
+        "scores[0..1], query[0..1], key[0..1], value[0..1], pooled; did you mean 'hidden'?\n"
+        f"  intermediate_matches[1].feature_T: the teacher's adaptor returns no 'hiden'; {returns} hidden[0..3], attention[0..2], "
+        "scores[0..2], query[0..2], key[0..2], value[0..2], pooled; did you mean 'hidden'?"
+    )
+
+
+def test_a_map_of_layers_tells_why_no_short_names_are_known(tmp_path: Path) -> None:
+    match = {**QUERY, "feature": "query", "layers": "uniform"}
+    tinies = {"teacher": Tiny(8, 2, seed=1), "student": Tiny(8, 1, seed=2), "adapt": adaptor("row_logits")}
+    (sample,) = batches(table(), [8])
+    why = (
+        "adaptor returns no 'query', and no short names are known of its Tiny, as they are known of models of transformers alone; name "
+        "the path of a module: embedding, layers.0,"
+    )
+    assert message(ConfigError, lambda: distiller(tmp_path, match, sample=sample, **tinies)) == (
+        "DistillationConfig: 2 problems\n"
+        f"  intermediate_matches[0].feature: the student's {why} of_rows, of_tokens\n"
+        f"  intermediate_matches[0].feature: the teacher's {why} layers.1, of_rows, of_tokens"
+    )
 
 
 def test_short_names_of_another_library_are_told_with_paths(tmp_path: Path) -> None:

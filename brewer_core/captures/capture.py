@@ -84,18 +84,18 @@ class Captures:
         """The short names that are read and that the adaptor returns itself; they need not be looked for again."""
         return self._asked & SHORT_NAMES.keys() & set(features)
 
-    def absent(self, features: Features) -> dict[str, str]:
-        """Of what is read and is neither returned nor captured, why."""
+    def absent(self, features: Features, returned: Features) -> dict[str, str]:
+        """Of what is read and is not among the features, why. returned: those of them that the adaptor returned."""
         missing = self._asked - set(features) - _OF_ADAPTORS
         of_adaptors = _AS_BEFORE if self.anatomy_unknown else frozenset()
-        return {name: self._why(name, features) for name in sorted(missing - of_adaptors)} if missing else {}
+        return {name: self._why(name, returned) for name in sorted(missing - of_adaptors)} if missing else {}
 
     @property
     def anatomy_unknown(self) -> bool:
         """Whether the model is none of transformers, so that only paths lead into it."""
         return not self.anatomy.settings
 
-    def _why(self, name: str, features: Features) -> str:
+    def _why(self, name: str, returned: Features) -> str:
         returns = f"the {self.owner}'s adaptor returns no {name!r}"
         model = type(self.model).__name__
         if name in SHORT_NAMES and not self.anatomy.features:
@@ -114,11 +114,11 @@ class Captures:
             axes = self.anatomy.features[name].axes
             ran = f"no softmax over {axes} ran" if name in ATTENTION else "what computes it did not run"
             return f"{returns}, and {ran} in the layers of its {model} that are read; name the path of a module"
-        inside = [str(each) for key, each in self.anatomy.features.items() if key not in features]
-        hint = did_you_mean(name, list(dict.fromkeys([*features, *self.anatomy.features])))
+        inside = [str(each) for key, each in self.anatomy.features.items() if key not in returned]
+        hint = did_you_mean(name, list(dict.fromkeys([*returned, *self.anatomy.features])))
         close = hint if hint.startswith("; did") else ""
         offers = f", and its {model} has {', '.join(inside)}" if inside else ""
-        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
+        return f"{returns}; it returns {', '.join(returned) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
 
     def _hint_of_module(self, name: str) -> str:
         """How a module is named, where a name that is not there is that of one."""
@@ -186,12 +186,13 @@ class Capture:
     def added_to(self, features: Features) -> Features:
         """The features with what was captured. Raises RequestError where a path's module did not run, or gave no tensors."""
         self._returned |= self._plan.names_of_adaptor(features)
+        returned = features
         paths = {path.name: path.tensors(self._noted.get(path.name, NOTHING)) for path in self._plan.paths}
         found = {name: self._feature(each) for name, each in self._short.items() if name not in features}
         short = Features({name: feature for name, feature in found.items() if feature is not None})
         if paths or short:
             features = features.joined(Features.of(paths, f"the {self._plan.owner}")).joined(short)
-        absent = self._plan.absent(features)
+        absent = self._plan.absent(features, returned)
         return features.lacking(absent) if absent else features
 
     def _feature(self, feature: ShortFeature) -> Feature | None:

@@ -56,7 +56,8 @@ class Sampling:
 
         def own(name: str) -> Features:
             """The student's features for the batch of a teacher."""
-            return self._live(student, adaptors[name]).features(side(batches[name], "student"), _needs(config, "S"))
+            asked = self._live(student, adaptors[name], owner="student")
+            return asked.features(side(batches[name], "student"), _needs(config, "S"))
 
         needs = _needs(config, "T")
         known = ModelInfo.of("student", own(next(iter(teachers))))
@@ -70,7 +71,9 @@ class Sampling:
             return taught_by.model
         return self._live(taught_by.model, taught_by.adaptor, taught_by.position)
 
-    def _live(self, model: nn.Module, adaptor: Adaptor, position: int | None = None) -> LiveTeacher:
+    def _live(
+        self, model: nn.Module, adaptor: Adaptor, position: int | None = None, owner: str = "teacher"
+    ) -> LiveTeacher:
         return LiveTeacher(
             model,
             adaptor,
@@ -78,6 +81,7 @@ class Sampling:
             precision=self.precision,
             model_inputs=self.model_inputs,
             position=position,
+            owner=owner,
         )
 
 
