@@ -399,6 +399,19 @@ def test_eager_attention_is_told_once_a_model(tmp_path: Path, caplog: pytest.Log
     ]
 
 
+def test_eager_attention_is_told_once_a_model_also_where_a_sample_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    match = {"feature": "scores", "layers": "uniform", "weight": 1, "loss": "attention_mse"}
+    made = distiller(tmp_path, match, sample=texts(0))
+    trained(made)
+    trained(made)
+    assert sorted(record.getMessage() for record in caplog.records if record.name == "brewer_core") == [
+        "the student's attention is computed as a whole (eager, not sdpa) while it is read.",
+        "the teacher's attention is computed as a whole (eager, not sdpa) while it is read.",
+    ]
+
+
 def test_attention_stays_as_it_is_where_no_map_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained(distiller(tmp_path, QUERY))
     assert [record for record in caplog.records if record.name == "brewer_core"] == []

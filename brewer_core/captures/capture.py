@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brewer_core.architectures import Anatomy, ShortFeature, Tap, anatomy_of, offered_paths
 from brewer_core.captures.conditions import eager_attention, fused, graphs_in_checkpoints, running_hooks
+from brewer_core.captures.notices import Notices
 from brewer_core.captures.paths import NOTHING, PathFeature
 from brewer_core.errors import did_you_mean
 from brewer_core.feature_names import PREFIX, is_path
@@ -31,18 +31,18 @@ Slot = tuple[str, int, int]
 class Captures:
     """What is captured of a model, for what is read of it; what its adaptor returns itself is not captured again.
 
-    names: what is read, as needs name it. owner: whose model it is, `student` or `teacher`, for the errors.
-    Raises RequestError for a path that leads nowhere.
+    names: what is read, as needs name it. owner: whose model it is, `student` or `teacher`, for the errors. notices: of whoever has
+    the model read elsewhere too. Raises RequestError for a path that leads nowhere.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], owner: str) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], owner: str, notices: Notices | None = None) -> None:
         self.model, self.owner = model, owner
         self.names = frozenset(names)
         paths = sorted(name for name in self.names if name.startswith(PREFIX))
         self.paths = [PathFeature.of(model, name, owner) for name in paths]
         self._asked = features_read(self.names) - set(paths)
         self._returned: dict[str, set[str]] = {}
-        self._told = False
+        self._notices = notices or Notices()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -68,7 +68,8 @@ class Captures:
             # before attention is switched, for it looks how it is computed else
             stack.enter_context(graphs_in_checkpoints(self.model, self.anatomy.settings if whole else ()))
             if whole:
-                self._tell_of_eager_attention()
+                if kind := fused(self.anatomy.settings):
+                    self._notices.of_eager_attention(self.model, self.owner, kind)
                 stack.enter_context(eager_attention(self.anatomy.settings))
             stack.enter_context(capture.hooked())
             yield capture
@@ -126,14 +127,6 @@ class Captures:
             return ""
         written = name if is_path(name) else PREFIX + name
         return f"; a module is read as {written!r}, with no layer beside it"
-
-    def _tell_of_eager_attention(self) -> None:
-        kind = fused(self.anatomy.settings)
-        if kind and not self._told:
-            logging.getLogger("brewer_core").warning(
-                "the %s's attention is computed as a whole (eager, not %s) while it is read.", self.owner, kind
-            )
-            self._told = True
 
 
 class Capture:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from brewer_core.batches import side
+from brewer_core.captures import Notices
 from brewer_core.config import DistillationConfig
 from brewer_core.distillers.lesson import Adaptor, TaughtBy
 from brewer_core.errors import RequestError
@@ -34,6 +35,7 @@ class Sampling:
 
     device: torch.device
     precision: str
+    notices: Notices
     model_inputs: Callable[[Any], Any] = lambda batch: batch
 
     def __call__(
@@ -82,6 +84,7 @@ class Sampling:
             model_inputs=self.model_inputs,
             position=position,
             owner=owner,
+            notices=self.notices,
         )
 
 
