@@ -212,6 +212,7 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
             "inner",
             "the student's module 'module:inner' returned a dict with pair, flag; name one tensor of it, as in 'module:inner[pair]'.",
         ),
+        ("inne", "the student has no module 'inne'; did you mean 'inner'?"),
         ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle, held, held.0."),
         (
             "inner[x",
@@ -542,7 +543,7 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
             {"feature_T": "quary[1]", "feature_S": "query[1]"},
             "intermediate_matches[0].feature_T: the teacher's adaptor returns no 'quary'; it returns logits, inputs_mask, and its "
             "BertForSequenceClassification has embeddings, hidden[0..3], attention[0..2], scores[0..2], query[0..2], key[0..2], "
-            "value[0..2], pooled; did you mean 'query'?.",
+            "value[0..2], pooled; did you mean 'query'?",
         ),
         (
             {"feature": "bert"},

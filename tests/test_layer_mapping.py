@@ -533,6 +533,18 @@ def test_a_sample_of_several_tasks_has_a_batch_for_each(tmp_path: Path) -> None:
     assert message(RequestError, lambda: make({"a": batch})) == (
         "sample must be a dict from task to batch, with one for the task 'b'."
     )
+    assert message(RequestError, lambda: make({"a": batch, "b": {}})) == (
+        "sample['b'] has no rows; the layers and widths of the models are read off a batch with at least one, so give one that the "
+        "dataloader yields."
+    )
+
+
+@pytest.mark.parametrize("sample", [[{}], {}, (), (torch.zeros(0, 3),), {"student": {}, "teacher": {}}])
+def test_a_sample_without_rows_is_refused(sample: Any, tmp_path: Path) -> None:
+    assert message(RequestError, lambda: distiller(tmp_path, "uniform", sample)) == (
+        "sample has no rows; the layers and widths of the models are read off a batch with at least one, so give one that the dataloader "
+        "yields."
+    )
 
 
 def test_layers_of_a_tasks_teacher_are_searched_on_the_sample_of_that_task(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
 from brewer_core.distillers.sampling import Known, Sampling
 from brewer_core.engine import FACTOR, Engine, Settings, steps_per_epoch
-from brewer_core.errors import RequestError
+from brewer_core.errors import RequestError, full_stop
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import bind_ref
@@ -56,7 +56,7 @@ class Door:
         try:
             ref = _STRATEGY.validate_python(given)
         except ValidationError as error:
-            raise RequestError(f"strategy: {error.errors()[0]['msg']}.") from error
+            raise RequestError(full_stop(f"strategy: {error.errors()[0]['msg']}")) from error
         made = bind_ref(self.registry, ref)()
         if not isinstance(made, Strategy):
             raise RequestError(f"strategy: `{ref.name}` is no brewer_core.Strategy.")

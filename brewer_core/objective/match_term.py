@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
 from brewer_core.config import IntermediateMatch
-from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError
+from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError, full_stop
 from brewer_core.feature_names import PREFIX
 from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
@@ -135,9 +135,8 @@ class MatchTerm(nn.Module):
         found, layers = features.get(source.feature, ()), source.layers
         owner = SIDES[side]
         if not found:
-            raise AdaptorError(
-                f"{self.path}.{source.key}: {why_absent(owner, source.feature, features, features.absent)}."
-            )
+            why = why_absent(owner, source.feature, features, features.absent)
+            raise AdaptorError(full_stop(f"{self.path}.{source.key}: {why}"))
         if layers is None:
             return found[0] if len(found) == 1 else found
         for layer in layers if isinstance(layers, tuple) else (layers,):
