@@ -111,6 +111,11 @@ class OutputExistsError(RequestError):
     """The output folder holds something that must not be lost."""
 
 
+def full_stop(text: str) -> str:
+    """The text as a sentence: with a full stop, unless it ends as `did_you_mean` does."""
+    return text if text.endswith("?") else f"{text}."
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else the known names."""
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brewer_core.batches import call_model, side
-from brewer_core.captures import Captures
+from brewer_core.captures import Captures, Notices
 from brewer_core.errors import AdaptorError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective import UNBALANCED, Balance, Balancer, Objective
@@ -30,7 +30,8 @@ class Learner(nn.Module):
     """Student, its adaptor, the objective with its projections, its balancer, and what the strategy trains.
 
     One module, so that wrappers such as DDP and torch.compile see all of it. The student runs under autocast, the
-    objective in float32. adaptor: for every task, or a mapping from task to adaptor.
+    objective in float32. adaptor: for every task, or a mapping from task to adaptor. notices: of whoever has the student read elsewhere
+    too.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Learner(nn.Module):
         precision: str = "no",
         arguments: Mapping[str, Any] | None = None,
         model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
+        notices: Notices | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -58,6 +60,7 @@ class Learner(nn.Module):
         self.model_inputs = model_inputs
         self.needs = strategy.needs(objective)
         self._captures: Captures | None = None
+        self._notices = notices or Notices()
 
     def adaptor_for(self, task: str) -> Adaptor:
         """The adaptor of a task. Raises RequestError where it has none."""
@@ -73,7 +76,7 @@ class Learner(nn.Module):
     def _captured(self) -> Captures:
         """What is captured of the student."""
         if self._captures is None or self._captures.model is not self.student:
-            self._captures = Captures(self.student, self.needs.student, "student")
+            self._captures = Captures(self.student, self.needs.student, "student", self._notices)
         return self._captures
 
     def weights(self, step: Step) -> dict[str, float]:

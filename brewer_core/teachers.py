@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from brewer_core.batches import call_model, move_to_device, side, teacher_cache
-from brewer_core.captures import PREFIX, Captures
+from brewer_core.captures import PREFIX, Captures, Notices
 from brewer_core.depth import Depth
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
@@ -25,7 +25,8 @@ class LiveTeacher:
 
     adaptor: its adaptor. arguments: passed to every call of the model. model_inputs: the part of a batch that the
     model takes. position: its place among several teachers, whose outputs a batch may bring along as a list. again: builds the same model
-    again, for one that was let go of.
+    again, for one that was let go of. owner: whose model it is, for the errors, where a student is asked like a teacher.
+    notices: of whoever has the model read elsewhere too.
 
     decodes_labels, an attribute: whether the model is an encoder-decoder, whose decoder begins with the labels where it is given no
     other inputs.
@@ -42,6 +43,8 @@ class LiveTeacher:
         model_inputs: Callable[[Batch], Batch] = lambda batch: batch,
         position: int | None = None,
         again: Callable[[], nn.Module] | None = None,
+        owner: str = "teacher",
+        notices: Notices | None = None,
     ) -> None:
         self._model: nn.Module | None = _moved(model, device)
         self.adaptor = adaptor
@@ -52,6 +55,8 @@ class LiveTeacher:
         self.position = position
         self._identity = ""
         self._again = again
+        self._owner = owner
+        self._notices = notices or Notices()
         self._description: dict[str, Any] = {}
         self._captures: dict[frozenset[str], Captures] = {}
         self._depth = Depth(self.model)
@@ -89,13 +94,13 @@ class LiveTeacher:
 
     def _run(self, own: Batch, needs: frozenset[str]) -> Features:
         if needs not in self._captures:
-            self._captures[needs] = Captures(self.model, needs, "teacher")
+            self._captures[needs] = Captures(self.model, needs, self._owner, self._notices)
         with self._captures[needs].noting() as capture:
             outputs = call_model(self.model, self.model_inputs(own), self.arguments)
         return capture.added_to(self._adapted(own, outputs))
 
     def _adapted(self, own: Batch, outputs: Any) -> Features:
-        return Features.of(self.adaptor(own, outputs), "the teacher's adaptor")
+        return Features.of(self.adaptor(own, outputs), f"the {self._owner}'s adaptor")
 
     def identity(self) -> str:
         """A hash of the model's weights and code, the adaptor and its options, the precision, and what each call is given."""

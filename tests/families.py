@@ -98,12 +98,62 @@ FAMILIES: Mapping[str, tuple[type[Any], type[Any], Mapping[str, Any]]] = {
 }
 """By name: the model's class, its config's, and sizes."""
 
+_LATENT = {
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 5,
+    "pad_token_id": 0,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+}
+_OF_DECODER: Mapping[str, Any] = {**_BERT, "hidden_size": 32, "pad_token_id": 0}
+
+JOINED: Mapping[str, tuple[type[Any], type[Any], Mapping[str, Any]]] = {
+    "gpt-neox": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig, _OF_DECODER),
+    "bloom": (transformers.BloomForCausalLM, transformers.BloomConfig, _OF_DECODER),
+    "falcon": (transformers.FalconForCausalLM, transformers.FalconConfig, _OF_DECODER),
+    "falcon-alibi": (
+        transformers.FalconForCausalLM,
+        transformers.FalconConfig,
+        {**_OF_DECODER, "alibi": True, "multi_query": False},
+    ),
+    "falcon-new": (
+        transformers.FalconForCausalLM,
+        transformers.FalconConfig,
+        {**_OF_DECODER, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "gpt-bigcode": (transformers.GPTBigCodeForCausalLM, transformers.GPTBigCodeConfig, _OF_DECODER),
+    "gpt-bigcode-heads": (
+        transformers.GPTBigCodeForCausalLM,
+        transformers.GPTBigCodeConfig,
+        {**_OF_DECODER, "multi_query": False},
+    ),
+    "codegen": (transformers.CodeGenForCausalLM, transformers.CodeGenConfig, {**_OF_DECODER, "rotary_dim": 4}),
+    "phi3": (transformers.Phi3ForCausalLM, transformers.Phi3Config, {**_OF_DECODER, "num_key_value_heads": 2}),
+    "deepseek-v3": (
+        transformers.DeepseekV3ForCausalLM,
+        transformers.DeepseekV3Config,
+        {**_OF_DECODER, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": 12},
+    ),
+    "deepseek-v3-whole": (
+        transformers.DeepseekV3ForCausalLM,
+        transformers.DeepseekV3Config,
+        {**_OF_DECODER, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": None},
+    ),
+}
+"""Those with one projection for several of queries, keys and values, likewise."""
+
 ENCODER_DECODERS = ("t5", "bart")
 
 
 def built(family: str, **settings: Any) -> Any:
     """A model of a family with weights that are large enough for attention to differ from token to token."""
-    model_class, config_class, sizes = FAMILIES[family]
+    model_class, config_class, sizes = {**FAMILIES, **JOINED}[family]
     torch.manual_seed(0)
     model = model_class(config_class(vocab_size=WORDS, **{**sizes, **settings}))
     with torch.no_grad():

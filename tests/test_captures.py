@@ -47,13 +47,14 @@ def distiller(
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
     adapt: Any = only_logits,
+    sample: Any = None,
     **settings: Any,
 ) -> GeneralDistiller:
     """A distiller whose user's adaptors return logits, mask and losses alone."""
     config = TrainingConfig(output_dir=str(folder), device="cpu", **settings)
     distillation = DistillationConfig(intermediate_matches=list(matches))
     teacher, student = teacher or classifier(16, 3, 1), student or classifier(16, 2, 2)
-    return GeneralDistiller(config, distillation, teacher, student, adapt, adapt)
+    return GeneralDistiller(config, distillation, teacher, student, adapt, adapt, sample=sample)
 
 
 def trained(made: GeneralDistiller, steps: int = 3, **more: Any) -> dict[str, Tensor]:
@@ -211,6 +212,7 @@ def test_a_module_that_is_called_output_comes_before_what_one_returns() -> None:
             "inner",
             "the student's module 'module:inner' returned a dict with pair, flag; name one tensor of it, as in 'module:inner[pair]'.",
         ),
+        ("inne", "the student has no module 'inne'; did you mean 'inner'?"),
         ("inner.outptu", "the student has no module 'inner.outptu'; known: inner, output, idle, held, held.0."),
         (
             "inner[x",
@@ -398,6 +400,19 @@ def test_eager_attention_is_told_once_a_model(tmp_path: Path, caplog: pytest.Log
     ]
 
 
+def test_eager_attention_is_told_once_a_model_also_where_a_sample_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    match = {"feature": "scores", "layers": "uniform", "weight": 1, "loss": "attention_mse"}
+    made = distiller(tmp_path, match, sample=texts(0))
+    trained(made)
+    trained(made)
+    assert sorted(record.getMessage() for record in caplog.records if record.name == "brewer_core") == [
+        "the student's attention is computed as a whole (eager, not sdpa) while it is read.",
+        "the teacher's attention is computed as a whole (eager, not sdpa) while it is read.",
+    ]
+
+
 def test_attention_stays_as_it_is_where_no_map_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained(distiller(tmp_path, QUERY))
     assert [record for record in caplog.records if record.name == "brewer_core"] == []
@@ -528,7 +543,7 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
             {"feature_T": "quary[1]", "feature_S": "query[1]"},
             "intermediate_matches[0].feature_T: the teacher's adaptor returns no 'quary'; it returns logits, inputs_mask, and its "
             "BertForSequenceClassification has embeddings, hidden[0..3], attention[0..2], scores[0..2], query[0..2], key[0..2], "
-            "value[0..2], pooled; did you mean 'query'?.",
+            "value[0..2], pooled; did you mean 'query'?",
         ),
         (
             {"feature": "bert"},
@@ -547,6 +562,35 @@ def test_a_match_that_cannot_be_is_told_before_anything_runs(match: dict[str, An
 def test_what_a_model_lacks_is_told_with_what_it_has(match: dict[str, Any], text: str, tmp_path: Path) -> None:
     made = distiller(tmp_path, {"weight": 1, "loss": "hidden_mse", **match})
     assert message(BrewerError, lambda: trained(made)) == text
+
+
+@pytest.mark.parametrize("layers", ["uniform", "cka"])
+def test_a_map_of_layers_tells_what_a_model_lacks_with_what_it_has(layers: str, tmp_path: Path) -> None:
+    captured = {"feature": "query", "layers": layers, "weight": 1, "loss": "hidden_mse"}
+    match = {**captured, "feature": None, "feature_T": "hiden", "feature_S": "decoder_hidden"}
+    returns = "it returns logits, inputs_mask, and its BertForSequenceClassification has embeddings,"
+    assert message(ConfigError, lambda: distiller(tmp_path, captured, match, sample=texts(0))) == (
+        "DistillationConfig: 2 problems\n"
+        f"  intermediate_matches[1].feature_S: the student's adaptor returns no 'decoder_hidden'; {returns} hidden[0..2], attention[0..1], "
+        "scores[0..1], query[0..1], key[0..1], value[0..1], pooled; did you mean 'hidden'?\n"
+        f"  intermediate_matches[1].feature_T: the teacher's adaptor returns no 'hiden'; {returns} hidden[0..3], attention[0..2], "
+        "scores[0..2], query[0..2], key[0..2], value[0..2], pooled; did you mean 'hidden'?"
+    )
+
+
+def test_a_map_of_layers_tells_why_no_short_names_are_known(tmp_path: Path) -> None:
+    match = {**QUERY, "feature": "query", "layers": "uniform"}
+    tinies = {"teacher": Tiny(8, 2, seed=1), "student": Tiny(8, 1, seed=2), "adapt": adaptor("row_logits")}
+    (sample,) = batches(table(), [8])
+    why = (
+        "adaptor returns no 'query', and no short names are known of its Tiny, as they are known of models of transformers alone; name "
+        "the path of a module: embedding, layers.0,"
+    )
+    assert message(ConfigError, lambda: distiller(tmp_path, match, sample=sample, **tinies)) == (
+        "DistillationConfig: 2 problems\n"
+        f"  intermediate_matches[0].feature: the student's {why} of_rows, of_tokens\n"
+        f"  intermediate_matches[0].feature: the teacher's {why} layers.1, of_rows, of_tokens"
+    )
 
 
 def test_short_names_of_another_library_are_told_with_paths(tmp_path: Path) -> None:
@@ -706,3 +750,19 @@ def terms_of(made: GeneralDistiller, inputs: Any) -> dict[str, float]:
     with torch.no_grad():
         losses = learner("", inputs, taught, Step(0, 1))
     return {name: loss.item() for name, loss in losses.items() if name != "kd_loss"}
+
+
+def test_states_are_matched_of_models_whose_projections_are_joined(tmp_path: Path) -> None:
+    hidden = {"feature": "hidden[0]", "weight": 1, "loss": "hidden_mse"}
+    made = distiller(tmp_path, hidden, teacher=built("gpt-neox"), student=built("bloom"))
+    optimizer = torch.optim.SGD(made.model_S.parameters(), lr=0.1)
+    before = weights(made.model_S)["transformer.word_embeddings.weight"].clone()
+    with made:
+        made.train(optimizer, [batch("bloom")], num_steps=1)
+    assert not torch.equal(weights(made.model_S)["transformer.word_embeddings.weight"], before)
+    asks = distiller(tmp_path, QUERY, teacher=built("gpt-neox"), student=built("phi3"))
+    optimizer = torch.optim.SGD(asks.model_S.parameters(), lr=0.1)
+    assert message(AdaptorError, lambda: asks.train(optimizer, [batch("phi3")], num_steps=1)) == (
+        "intermediate_matches[0].feature: the teacher's adaptor returns no 'query', and its GPTNeoXForCausalLM makes it together with "
+        "others in one projection; name the path of that, such as 'gpt_neox.layers.0.attention.query_key_value'."
+    )

@@ -15,7 +15,7 @@ from brewer_core.errors import RequestError
 from brewer_core.run.inside import look_inside
 from brewer_core.run.model_folders import model_folder
 from brewer_core.testing import write_distribution
-from families import ENCODER_DECODERS, FAMILIES, built
+from families import ENCODER_DECODERS, FAMILIES, JOINED, built
 from runs import brewer, write_config
 
 
@@ -82,7 +82,7 @@ def test_short_names_and_modules_are_listed_with_their_sizes(saved: Any, capsys:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *JOINED])
 def test_every_short_name_of_a_family_is_listed(family: str, saved: Any) -> None:
     inside = look_inside(saved(family))
     known = anatomy_of(built(family)).features

@@ -233,12 +233,6 @@ def test_trying_a_loss_leaves_the_draws_of_projections_as_they_are() -> None:
             "pairs such as [[3, 1], [6, 2]]",
         ),
         (
-            {"feature": "states"},
-            info("student", 2),
-            info("teacher", 4),
-            "layers: the adaptor of 'student' returns no 'states'; it returns hidden, attention, pooled",
-        ),
-        (
             {"layers": [[7, 1]]},
             info("student", 2),
             info("teacher", 4),
@@ -264,6 +258,46 @@ def test_a_map_that_cannot_be_made_says_why(
     told = message(ConfigError, lambda: objective({**HIDDEN, **change}, student, teacher))
     assert f"intermediate_matches[0].{expected}" in told
     assert told.count("intermediate_matches[0]") == 1
+
+
+def test_a_feature_that_neither_model_has_is_told_of_both() -> None:
+    told = message(
+        ConfigError, lambda: objective({**HIDDEN, "feature": "states"}, info("student", 2), info("teacher", 4))
+    )
+    assert told == (
+        "DistillationConfig: 2 problems\n"
+        "  intermediate_matches[0].feature: the student's adaptor returns no 'states'; it returns hidden, attention, pooled\n"
+        "  intermediate_matches[0].feature: the teacher's adaptor returns no 'states'; it returns hidden, attention, pooled"
+    )
+
+
+@pytest.mark.parametrize("layers", ["uniform", "cka", [[3, 1]]])
+def test_a_feature_that_was_looked_for_is_told_as_without_layers(layers: Any) -> None:
+    why = {side: f"the {side}'s adaptor returns no 'hiden'; did you mean 'hidden'?" for side in ("student", "teacher")}
+    own, taught = (layers_of(*[torch.rand(2, 3, 4)] * 3).lacking({"hiden": why[side]}) for side in why)
+    match = {**HIDDEN, "feature": None, "feature_T": "hiden", "feature_S": "hiden", "layers": layers}
+    config = DistillationConfig(intermediate_matches=[match])
+
+    def made() -> Objective:
+        infos = {"teacher": ModelInfo.of("teacher", taught)}
+        found = searched(config, lambda _: [(own, taught)], infos)
+        return Objective.from_config(with_pairs(config, found), default_registry(), ModelInfo.of("student", own), infos)
+
+    assert message(ConfigError, made) == (
+        "DistillationConfig: 2 problems\n"
+        f"  intermediate_matches[0].feature_S: {why['student']}\n"
+        f"  intermediate_matches[0].feature_T: {why['teacher']}"
+    )
+
+
+def test_a_search_tells_of_both_models_what_they_lack() -> None:
+    config = DistillationConfig(intermediate_matches=[{**HIDDEN, "layers": "cka"}])
+    lacking = Features.of({"logits": torch.rand(2, 3)}), Features.of({})
+    assert message(ConfigError, lambda: searched(config, lambda _: [lacking], {"t": ModelInfo("t")})) == (
+        "DistillationConfig: 2 problems\n"
+        "  intermediate_matches[0].layers: the student has no layers of 'hidden' to compare; it has logits\n"
+        "  intermediate_matches[0].layers: the teacher has no layers of 'hidden' to compare; it has nothing"
+    )
 
 
 def test_teachers_of_several_depths_have_no_map_in_common() -> None:
@@ -498,6 +532,18 @@ def test_a_sample_of_several_tasks_has_a_batch_for_each(tmp_path: Path) -> None:
     assert len(make({"a": batch, "b": batch})._objective.matches) == 3
     assert message(RequestError, lambda: make({"a": batch})) == (
         "sample must be a dict from task to batch, with one for the task 'b'."
+    )
+    assert message(RequestError, lambda: make({"a": batch, "b": {}})) == (
+        "sample['b'] has no rows; the layers and widths of the models are read off a batch with at least one, so give one that the "
+        "dataloader yields."
+    )
+
+
+@pytest.mark.parametrize("sample", [[{}], {}, (), (torch.zeros(0, 3),), {"student": {}, "teacher": {}}])
+def test_a_sample_without_rows_is_refused(sample: Any, tmp_path: Path) -> None:
+    assert message(RequestError, lambda: distiller(tmp_path, "uniform", sample)) == (
+        "sample has no rows; the layers and widths of the models are read off a batch with at least one, so give one that the dataloader "
+        "yields."
     )
 
 

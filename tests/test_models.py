@@ -180,9 +180,9 @@ def test_faulty_configs_are_refused(build):
     )
     assert told(model_type="bert", vocab_size="many").startswith("no bert model can be made of this config (")
     assert told(model_type="bert", hiden_size=8) == (
-        "config.hiden_size is no setting of a bert model; did you mean 'hidden_size' or 'hidden_act'?"
+        "config.hiden_size is no setting of bert models; did you mean 'hidden_size' or 'hidden_act'?"
     )
-    assert told(model_type="bert", zzz=8) == "config.zzz is no setting of a bert model."
+    assert told(model_type="bert", zzz=8) == "config.zzz is no setting of bert models."
     assert told(model_type="bert", num_labels=3) == (
         "config.num_labels is set by the run, from its classes; leave it out."
     )
@@ -308,7 +308,7 @@ def test_layers_that_cannot_be_kept_are_refused(build):
     assert refusal(build, keep_layers=[], teacher=teacher) == ("`keep_layers` is empty; name one layer at least.")
     assert refusal(build, keep_layers=[0]) == ("`keep_layers` takes layers from a teacher, and this model has none.")
     assert refusal(build, keep_layers=[0], teacher=replace(teacher, model=torch.nn.Linear(1, 1))) == (
-        "`keep_layers` needs a teacher of transformers, not a Linear; use `config` instead."
+        "`keep_layers` needs a teacher of transformers, not Linear; use `config` instead."
     )
     shared = build(config={"model_type": "albert", **SIZES, "embedding_size": 8})
     assert refusal(build, keep_layers=[0], teacher=shared) == (
@@ -317,7 +317,7 @@ def test_layers_that_cannot_be_kept_are_refused(build):
     )
     modern = build(config={"model_type": "modernbert", **SIZES})
     assert refusal(build, keep_layers=[1, 2], teacher=modern) == (
-        "layers [1, 2] of the teacher do not fit a ModernBertForSequenceClassification of 2 layers, whose first "
+        "layers [1, 2] of the teacher do not fit ModernBertForSequenceClassification of 2 layers, whose first "
         "layer may be of another form; let `keep_layers` begin with 0."
     )
 
@@ -382,7 +382,7 @@ def test_what_cannot_be_cut_out_is_refused(build):
     )
     assert refusal(build, from_teacher={}) == "`from_teacher` takes layers from a teacher, and this model has none."
     assert refusal(build, from_teacher={}, teacher=replace(teacher, model=torch.nn.Linear(1, 1))) == (
-        "`from_teacher` needs a teacher of transformers, not a Linear; use `config` instead."
+        "`from_teacher` needs a teacher of transformers, not Linear; use `config` instead."
     )
 
 
@@ -508,10 +508,10 @@ def test_a_language_models_tokenizer_needs_no_token_for_padding(build, language,
 def test_a_model_that_sees_what_it_is_to_predict_is_refused(build, language, saved, tokenizer):
     advice = 'take a decoder such as gpt2 or llama, or give "is_decoder": true in `config`.'
     assert refusal(language, config={"model_type": "bert", **SIZES}) == (
-        f"a bert model from `config` sees the tokens that it is to predict, as a BertLMHeadModel does by default; {advice}"
+        f"the bert model from `config` sees the tokens that it is to predict, as BertLMHeadModel does by default; {advice}"
     )
     assert refusal(language, path="saved", tokenizer=tokenizer) == (
-        f"{saved} sees the tokens that it is to predict, as a BertLMHeadModel does by default; {advice}"
+        f"{saved} sees the tokens that it is to predict, as BertLMHeadModel does by default; {advice}"
     )
 
 

@@ -598,7 +598,7 @@ def test_a_model_without_gradient_checkpointing_is_refused(model: Any, monkeypat
         model = model(transformers.DistilBertConfig(vocab_size=9, dim=4, n_layers=1, n_heads=1, hidden_dim=4))
     (problem,) = problems(lambda: check_training(modes(gradient_checkpointing=True), model, 1, "stages[0].training"))
     assert problem == (
-        f"stages[0].training.gradient_checkpointing: a {type(model).__name__} has no gradient checkpointing; leave it out"
+        f"stages[0].training.gradient_checkpointing: {type(model).__name__} has no gradient checkpointing; leave it out"
     )
 
 

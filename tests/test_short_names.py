@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from brewer_core.architectures import anatomy_of
 from brewer_core.captures import capturing
 from brewer_core.features import Features
-from families import DECODED, ENCODER_DECODERS, FAMILIES, LENGTH, WORDS, batch, built, hooks_of
+from families import DECODED, ENCODER_DECODERS, FAMILIES, JOINED, LENGTH, WORDS, batch, built, hooks_of
 
 ALL = list(FAMILIES)
 LAYERS = 3
@@ -535,6 +535,75 @@ def test_gradients_are_those_without_checkpoints(family: str, reentrant: bool) -
     after = [m._gradient_checkpointing_func for m in model.modules() if "_gradient_checkpointing_func" in vars(m)]
     assert funcs
     assert all(f is g for f, g in zip(funcs, after, strict=True))
+
+
+# One projection for several of queries, keys and values
+
+
+@pytest.mark.parametrize("family", JOINED)
+def test_states_and_maps_need_no_projection_of_their_own(family: str) -> None:
+    model, inputs = built(family), batch(family)
+    found = captured(model, inputs, "hidden", "attention", "scores", "embeddings")
+    model.config._attn_implementation = "eager"  # Falcon's refuses set_attn_implementation
+    outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+    for name, layers in {"hidden": outputs.hidden_states, "attention": outputs.attentions}.items():
+        for ours, theirs in zip(found[name], layers, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["embeddings"][0], found["hidden"][0], rtol=0, atol=0)
+    for before, after in zip(found["scores"], found["attention"], strict=True):
+        torch.testing.assert_close(before.softmax(-1), after, rtol=0, atol=1e-6)
+        assert (before > -1e4).any()
+        assert after.std() > 0.01, "all alike"
+
+
+def test_queries_keys_and_values_of_phi3_lie_one_after_the_other() -> None:
+    model, inputs = built("phi3"), batch("phi3")
+    found = captured(model, inputs)
+    for layer in range(LAYERS):
+        path = f"model.layers.{layer}.self_attn"
+        states, _ = given(model, path, inputs)
+        weights = model.get_submodule(path).qkv_proj.weight.split([32, 16, 16])  # 4 heads of 8, and 2 of keys
+        for name, weight in zip(("query", "key", "value"), weights, strict=True):
+            torch.testing.assert_close(found[name][layer], F.linear(states, weight), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["deepseek-v3", "deepseek-v3-whole"])
+def test_queries_of_deepseek_are_what_their_last_projection_returns(family: str) -> None:
+    model, inputs = built(family), batch(family)
+    found = captured(model, inputs)
+    for layer in range(LAYERS):
+        attention = model.model.layers[layer].self_attn
+        states, _ = given(model, f"model.layers.{layer}.self_attn", inputs)
+        if family == "deepseek-v3":
+            expected = linear(attention.q_b_proj, attention.q_a_layernorm(linear(attention.q_a_proj, states)))
+        else:
+            expected = linear(attention.q_proj, states)
+        torch.testing.assert_close(found["query"][layer], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "absent"),
+    [
+        ("gpt-neox", "gpt_neox.layers.0.attention.query_key_value", ("query", "key", "value")),
+        ("bloom", "transformer.h.0.self_attention.query_key_value", ("query", "key", "value")),
+        ("falcon", "transformer.h.0.self_attention.query_key_value", ("query", "key", "value")),
+        ("gpt-bigcode", "transformer.h.0.attn.c_attn", ("query", "key", "value")),
+        ("gpt-bigcode-heads", "transformer.h.0.attn.c_attn", ("query", "key", "value")),
+        ("codegen", "transformer.h.0.attn.qkv_proj", ("query", "key", "value")),
+        ("deepseek-v3", "model.layers.0.self_attn.kv_b_proj", ("key", "value")),
+    ],
+)
+def test_what_is_made_together_is_told_as_absent_with_the_path_of_what_makes_it(
+    family: str, path: str, absent: tuple[str, ...]
+) -> None:
+    model = built(family)
+    assert path in dict(model.named_modules())
+    found = captured(model, batch(family), "query[0]", "key[0]", "value[0]", "hidden[0]")
+    assert found.absent == {
+        name: f"the student's adaptor returns no {name!r}, and its {type(model).__name__} makes it together with others in one "
+        f"projection; name the path of that, such as {path!r}"
+        for name in absent
+    }
 
 
 # What is not there

@@ -303,7 +303,7 @@ def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower()
         student.ernie.encoder.layer[1].output.dense.weight, teacher.ernie.encoder.layer[2].output.dense.weight
     )
     assert refusal(teacher, hidden_size=4) == (
-        "the widths of a ErnieForSequenceClassification cannot be changed, as nothing is known of the weights of 'ernie'; "
+        "the widths of ErnieForSequenceClassification cannot be changed, as nothing is known of the weights of 'ernie'; "
         "what can be made narrower is bert, roberta, xlm-roberta, camembert, electra, deberta, deberta-v2, mpnet, distilbert, "
         "gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, t5, mt5, bart, modernbert. Give `layers` alone, or a "
         "`config` with sizes of its own."
@@ -311,7 +311,7 @@ def test_a_family_that_nothing_is_known_of_can_be_made_shorter_and_no_narrower()
 
 
 def test_what_is_no_model_of_transformers_is_refused():
-    assert refusal(torch.nn.Linear(2, 2)) == "`model` is a Linear; expected a PreTrainedModel of transformers."
+    assert refusal(torch.nn.Linear(2, 2)) == "`model` must be a PreTrainedModel of transformers, not Linear."
 
 
 @pytest.mark.parametrize("sizes", [{"hidden_size": HALF}, {"layers": "block_influence"}])
@@ -353,7 +353,7 @@ def test_encoder_decoders_of_other_families_and_layers_in_blocks_cannot_be_made_
     sizes = {"vocab_size": 40, "block_sizes": [1, 1], "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 8}
     funnel = transformers.AutoConfig.for_model("funnel", **sizes)
     assert refusal(transformers.AutoModelForSequenceClassification.from_config(funnel), layers=1) == (
-        "`layers` cannot make a FunnelForSequenceClassification shorter, whose config refuses another `num_hidden_layers`; use "
+        "`layers` cannot make FunnelForSequenceClassification shorter, whose config refuses another `num_hidden_layers`; use "
         "`config` instead."
     )
 
@@ -366,6 +366,16 @@ WORDS = "uniform, last, first, skip, block_influence"
     [
         ("bert", {"layers": 5}, "`layers` asks for 5 layers, and the teacher has 4; ask for 1 to 4."),
         ("bert", {"layers": [0, 4]}, "`layers` names layer 4, and the teacher has 4 layers, 0 to 3."),
+        (
+            "bert",
+            {"layers": [0, True]},
+            "`layers` names True, which is no number of a layer; give whole numbers, 0 to 3.",
+        ),
+        (
+            "bert",
+            {"layers": [0, "1"]},
+            "`layers` names '1', which is no number of a layer; give whole numbers, 0 to 3.",
+        ),
         ("bert", {"layers": []}, "`layers` is empty; name one layer at least."),
         (
             "bert",
@@ -376,12 +386,12 @@ WORDS = "uniform, last, first, skip, block_influence"
         (
             "bert",
             {"layers": {"encoder": 2}},
-            "`layers` names 'encoder', and a BertForSequenceClassification has one stack of layers.",
+            "`layers` names 'encoder', and BertForSequenceClassification has one stack of layers.",
         ),
         (
             "bart",
             {"layers": {"middle": 2}},
-            "`layers` names 'middle', and a BartForConditionalGeneration has an encoder and a decoder.",
+            "`layers` names 'middle', and BartForConditionalGeneration has an encoder and a decoder.",
         ),
         ("bert", {"method": "slice"}, "`method` is 'slice'; expected one of importance, truncate, pca."),
         (
@@ -460,7 +470,7 @@ WORDS = "uniform, last, first, skip, block_influence"
         (
             "modernbert",
             {"layers": 2},
-            "layers [1, 3] of the teacher do not fit a ModernBertForSequenceClassification of 2 layers, whose first "
+            "layers [1, 3] of the teacher do not fit ModernBertForSequenceClassification of 2 layers, whose first "
             "layer may be of another form; let `layers` begin with 0.",
         ),
     ],
@@ -471,12 +481,12 @@ def test_what_cannot_be_cut_is_refused(name, sizes, expected):
 
 def test_what_cannot_be_rotated_is_refused():
     assert refusal(tiny("bert-mlm"), hidden_size=12, method="pca", sample=sample("bert-mlm")) == (
-        '`method` "pca" cannot rotate the head of a BertForMaskedLM; take "importance".'
+        '`method` "pca" cannot rotate the head of BertForMaskedLM; take "importance".'
     )
     name = "deberta-v2-convolution"
     assert refusal(tiny(name), hidden_size=12, method="pca", sample=sample(name)) == (
         '`method` "pca" cannot rotate the convolution of this DebertaV2ForSequenceClassification; take "importance".'
     )
     assert refusal(tiny("bart", scale_embedding=True), hidden_size=12, method="truncate") == (
-        "the width of a BartForConditionalGeneration with `scale_embedding` cannot be changed; give `layers` alone."
+        "the width of BartForConditionalGeneration with `scale_embedding` cannot be changed; give `layers` alone."
     )

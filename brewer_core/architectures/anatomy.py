@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from brewer_core.architectures.taps import (
     Tap,
+    joined_projection,
     probabilities_of,
     projections_of,
     scores_of,
@@ -32,6 +33,8 @@ _OTHER_AXES = frozenset({"fsmt", "prophetnet", "squeezebert"})
 """Types of models whose layers hold [L, B, D], several streams of tokens beside one another, or [B, D, L]."""
 
 _OFFERED = 8
+
+_PROJECTED = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ class ShortFeature:
 class Anatomy:
     """What is known of a model. features: by short name. reason: why there are none, as the end of `no short name is known of it, as`.
 
-    settings: the configs of the models inside it, outermost first; they say how attention is computed.
+    settings: the configs of the models inside it, outermost first; they say how attention is computed. joined: of short names that other
+    models have and this one cannot give, the path of the module that projects several of them at once.
     """
 
     features: Mapping[str, ShortFeature] = field(default_factory=dict)
     reason: str = ""
+    joined: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[Any, ...] = ()
 
 
@@ -80,11 +85,14 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if _encodes_and_decodes(root) and {"encoder", "decoder"} <= {stack.side for stack in stacks} and len(stacks) == 2:
         encoder, decoder = sorted(stacks, key=lambda stack: stack.side == "decoder")
         features = [*_of_stack(encoder), *_of_stack(decoder, "decoder_", decoder=True)]
+        joined = {**_joined(model, encoder), **_joined(model, decoder, "decoder_")}
     elif len(stacks) == 1 and _is_whole(root, stacks[0]):
         features = [*_of_stack(stacks[0], around=root.base_model), *_pooled(root)]
+        joined = _joined(model, stacks[0])
     else:
         return Anatomy(reason=_why_unknown(root, stacks), settings=settings)
-    return Anatomy({feature.name: feature for feature in features}, settings=settings)
+    known = {feature.name: feature for feature in features}
+    return Anatomy(known, settings=settings, joined={name: path for name, path in joined.items() if name not in known})
 
 
 def offered_paths(model: nn.Module) -> tuple[list[str], int]:
@@ -214,8 +222,21 @@ def _of_attentions(prefix: str, attentions: tuple[nn.Module, ...], swapped: bool
     yield _feature(f"{prefix}attention", [(probabilities_of(each),) for each in attentions], swapped)
     yield _feature(f"{prefix}scores", [(scores_of(each),) for each in attentions], swapped)
     projections = [found for each in attentions if (found := projections_of(each)) is not None]
-    for name in ("query", "key", "value"):
-        yield _feature(f"{prefix}{name}", [(each[name],) for each in projections], swapped)
+    for name in _PROJECTED:
+        if all(name in each for each in projections):
+            yield _feature(f"{prefix}{name}", [(each[name],) for each in projections], swapped)
+
+
+def _joined(model: nn.Module, stack: _Stack, prefix: str = "") -> dict[str, str]:
+    """By the short names of projections, the path of the first module that projects several of them at once; empty where there is none."""
+    paths = {module: path for path, module in model.named_modules()}
+    found: dict[str, str] = {}
+    for before, attentions in ((prefix, stack.own), ("cross_", stack.cross)):
+        several = ((each, name) for each in attentions if (name := joined_projection(each)))
+        for attention, name in several:
+            path = f"{paths[attention]}.{name}"
+            found = {**{f"{before}{short}": path for short in _PROJECTED}, **found}
+    return found
 
 
 def _feature(name: str, layers: list[tuple[Tap, ...]], swapped: bool = False) -> ShortFeature:

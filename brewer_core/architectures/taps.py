@@ -82,9 +82,10 @@ _NAMES = ("query", "key", "value")
 def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
     """Queries, keys and values [B, L, D] of an attention module by name, all heads side by side; None where it is none.
 
-    They are what the projections return, biases included: before rotary positions, norms of heads and scale.
+    They are what the projections return, biases included: before rotary positions, norms of heads and scale. Those are left out of which
+    the projection is a `joined_projection`.
     """
-    inner: dict[str, nn.Module] = {name: module for name, module in attention.named_children() if module is not None}
+    inner = _children(attention)
     if any(name.endswith("_global") for name in inner):  # Longformer's have the length first
         return None
     for names in _APART:
@@ -97,9 +98,9 @@ def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
             "key": Tap(shared, "output", _Share(0, 2)),
             "value": Tap(shared, "output", _Share(1, 2)),
         }
-    for name in ("c_attn", "Wqkv"):  # GPT-2; ModernBERT
-        if name in inner and _is_threefold(inner[name]):
-            return {short: Tap(inner[name], "output", _Share(i, 3)) for i, short in enumerate(_NAMES)}
+    if _is_threefold(inner.get("c_attn"), _CONV) or _is_threefold(inner.get("Wqkv"), _LINEAR):  # GPT-2; ModernBERT
+        fused = inner["c_attn"] if "c_attn" in inner else inner["Wqkv"]
+        return {short: Tap(fused, "output", _Share(i, 3)) for i, short in enumerate(_NAMES)}
     if "in_proj" in inner and hasattr(attention, "q_bias"):  # DeBERTa 1
         biases = ("q_bias", None, "v_bias")
         made = zip(_NAMES, biases, strict=True)
@@ -107,16 +108,63 @@ def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
             short: Tap(inner["in_proj"], "output", _HeadShare(i, attention, bias))
             for i, (short, bias) in enumerate(made)
         }
-    return None
+    if spans := _spans(attention, inner):
+        return {short: Tap(inner["qkv_proj"], "output", span) for short, span in zip(_NAMES, spans, strict=True)}
+    if "kv_b_proj" in inner:  # DeepSeek 2 and 3; queries of two projections are what the second returns
+        own = inner.get("q_b_proj", inner.get("q_proj"))
+        return {} if own is None else {"query": Tap(own, "output", _itself)}
+    return {} if joined_projection(attention) else None
 
 
-def _is_threefold(projection: nn.Module) -> bool:
+_JOINED = (
+    "query_key_value",  # GPT-NeoX, Bloom, Falcon
+    "qkv_proj",  # CodeGen
+    "c_attn",  # GPT-BigCode
+    "Wqkv",  # DBRX
+    "kv_b_proj",  # DeepSeek 2 and 3
+)
+
+
+def joined_projection(attention: nn.Module) -> str:
+    """The name of a projection for several of queries, keys and values, whose parts lie as each architecture has them; empty for none."""
+    inner = _children(attention)
+    return next((name for name in _JOINED if name in inner), "")
+
+
+def _children(attention: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in attention.named_children() if module is not None}
+
+
+def _is_threefold(projection: nn.Module | None, sizes: tuple[str, str]) -> bool:
     """Whether queries, keys and values are as wide as what they are made of; grouped keys would be narrower."""
-    sizes = [(getattr(projection, a, None), getattr(projection, b, None)) for a, b in (("nx", "nf"), _LINEAR)]
-    return any(into is not None and out == 3 * into for into, out in sizes)
+    into, out = (getattr(projection, size, None) for size in sizes)
+    return into is not None and out == 3 * into
 
 
-_LINEAR = ("in_features", "out_features")
+_LINEAR, _CONV = ("in_features", "out_features"), ("nx", "nf")
+"""The widths of torch's linear layer, and of GPT-2's; one of torch's called `c_attn`, GPT-BigCode's, has each head's parts together."""
+
+
+def _spans(attention: nn.Module, inner: Mapping[str, nn.Module]) -> list[_Span]:
+    """Where queries, keys and values lie in Phi 3's `qkv_proj`, one after the other; none where it is built otherwise."""
+    if "qkv_proj" not in inner or "o_proj" not in inner:
+        return []
+    queries = int(getattr(inner["o_proj"], "in_features", 0))
+    keys = int(getattr(attention, "num_key_value_heads", 0)) * int(getattr(attention, "head_dim", 0))
+    if not keys or getattr(inner["qkv_proj"], "out_features", None) != queries + 2 * keys:
+        return []
+    return [_Span(0, queries), _Span(queries, keys), _Span(queries + keys, keys)]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """So many places of the last axis from one on."""
+
+    start: int
+    width: int
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return output.narrow(-1, self.start, self.width)
 
 
 @dataclass(frozen=True)

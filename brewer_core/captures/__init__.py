@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from brewer_core.captures.capture import Capture, Captures, capturing, submodule
 from brewer_core.captures.conditions import fused
+from brewer_core.captures.notices import Notices
 from brewer_core.captures.paths import PathError
 from brewer_core.feature_names import PREFIX
 
-__all__ = ["PREFIX", "Capture", "Captures", "PathError", "capturing", "fused", "submodule"]
+__all__ = ["PREFIX", "Capture", "Captures", "Notices", "PathError", "capturing", "fused", "submodule"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brewer_core.architectures import Anatomy, ShortFeature, Tap, anatomy_of, offered_paths
 from brewer_core.captures.conditions import eager_attention, fused, graphs_in_checkpoints, running_hooks
+from brewer_core.captures.notices import Notices
 from brewer_core.captures.paths import NOTHING, PathFeature
 from brewer_core.errors import did_you_mean
 from brewer_core.feature_names import PREFIX, is_path
@@ -31,18 +31,18 @@ Slot = tuple[str, int, int]
 class Captures:
     """What is captured of a model, for what is read of it; what its adaptor returns itself is not captured again.
 
-    names: what is read, as needs name it. owner: whose model it is, `student` or `teacher`, for the errors.
-    Raises RequestError for a path that leads nowhere.
+    names: what is read, as needs name it. owner: whose model it is, `student` or `teacher`, for the errors. notices: of whoever has
+    the model read elsewhere too. Raises RequestError for a path that leads nowhere.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], owner: str) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], owner: str, notices: Notices | None = None) -> None:
         self.model, self.owner = model, owner
         self.names = frozenset(names)
         paths = sorted(name for name in self.names if name.startswith(PREFIX))
         self.paths = [PathFeature.of(model, name, owner) for name in paths]
         self._asked = features_read(self.names) - set(paths)
         self._returned: dict[str, set[str]] = {}
-        self._told = False
+        self._notices = notices or Notices()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -68,7 +68,8 @@ class Captures:
             # before attention is switched, for it looks how it is computed else
             stack.enter_context(graphs_in_checkpoints(self.model, self.anatomy.settings if whole else ()))
             if whole:
-                self._tell_of_eager_attention()
+                if kind := fused(self.anatomy.settings):
+                    self._notices.of_eager_attention(self.model, self.owner, kind)
                 stack.enter_context(eager_attention(self.anatomy.settings))
             stack.enter_context(capture.hooked())
             yield capture
@@ -84,18 +85,18 @@ class Captures:
         """The short names that are read and that the adaptor returns itself; they need not be looked for again."""
         return self._asked & SHORT_NAMES.keys() & set(features)
 
-    def absent(self, features: Features) -> dict[str, str]:
-        """Of what is read and is neither returned nor captured, why."""
+    def absent(self, features: Features, returned: Features) -> dict[str, str]:
+        """Of what is read and is not among the features, why. returned: those of them that the adaptor returned."""
         missing = self._asked - set(features) - _OF_ADAPTORS
         of_adaptors = _AS_BEFORE if self.anatomy_unknown else frozenset()
-        return {name: self._why(name, features) for name in sorted(missing - of_adaptors)} if missing else {}
+        return {name: self._why(name, returned) for name in sorted(missing - of_adaptors)} if missing else {}
 
     @property
     def anatomy_unknown(self) -> bool:
         """Whether the model is none of transformers, so that only paths lead into it."""
         return not self.anatomy.settings
 
-    def _why(self, name: str, features: Features) -> str:
+    def _why(self, name: str, returned: Features) -> str:
         returns = f"the {self.owner}'s adaptor returns no {name!r}"
         model = type(self.model).__name__
         if name in SHORT_NAMES and not self.anatomy.features:
@@ -105,15 +106,20 @@ class Captures:
                 f"{returns}, and no short names are known of its {model}, as {self.anatomy.reason}; name the path of a "
                 f"module: {', '.join(paths)}{more}"
             )
+        if name in self.anatomy.joined:
+            return (
+                f"{returns}, and its {model} makes it together with others in one projection; name the path of that, such as "
+                f"{self.anatomy.joined[name]!r}"
+            )
         if name in self.anatomy.features:
             axes = self.anatomy.features[name].axes
             ran = f"no softmax over {axes} ran" if name in ATTENTION else "what computes it did not run"
             return f"{returns}, and {ran} in the layers of its {model} that are read; name the path of a module"
-        inside = [str(each) for key, each in self.anatomy.features.items() if key not in features]
-        hint = did_you_mean(name, list(dict.fromkeys([*features, *self.anatomy.features])))
+        inside = [str(each) for key, each in self.anatomy.features.items() if key not in returned]
+        hint = did_you_mean(name, list(dict.fromkeys([*returned, *self.anatomy.features])))
         close = hint if hint.startswith("; did") else ""
         offers = f", and its {model} has {', '.join(inside)}" if inside else ""
-        return f"{returns}; it returns {', '.join(features) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
+        return f"{returns}; it returns {', '.join(returned) or 'nothing'}{offers}{close}{self._hint_of_module(name)}"
 
     def _hint_of_module(self, name: str) -> str:
         """How a module is named, where a name that is not there is that of one."""
@@ -121,14 +127,6 @@ class Captures:
             return ""
         written = name if is_path(name) else PREFIX + name
         return f"; a module is read as {written!r}, with no layer beside it"
-
-    def _tell_of_eager_attention(self) -> None:
-        kind = fused(self.anatomy.settings)
-        if kind and not self._told:
-            logging.getLogger("brewer_core").warning(
-                "the %s's attention is computed as a whole (eager, not %s) while it is read.", self.owner, kind
-            )
-            self._told = True
 
 
 class Capture:
@@ -181,12 +179,13 @@ class Capture:
     def added_to(self, features: Features) -> Features:
         """The features with what was captured. Raises RequestError where a path's module did not run, or gave no tensors."""
         self._returned |= self._plan.names_of_adaptor(features)
+        returned = features
         paths = {path.name: path.tensors(self._noted.get(path.name, NOTHING)) for path in self._plan.paths}
         found = {name: self._feature(each) for name, each in self._short.items() if name not in features}
         short = Features({name: feature for name, feature in found.items() if feature is not None})
         if paths or short:
             features = features.joined(Features.of(paths, f"the {self._plan.owner}")).joined(short)
-        absent = self._plan.absent(features)
+        absent = self._plan.absent(features, returned)
         return features.lacking(absent) if absent else features
 
     def _feature(self, feature: ShortFeature) -> Feature | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from brewer_core.errors import RequestError, did_you_mean
+from brewer_core.errors import RequestError, did_you_mean, full_stop
 from brewer_core.feature_names import PREFIX, is_path, parse_path
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class PathFeature:
                 return cls(name, around, what, path.parts, owner)
         known = [inner for inner, _ in model.named_modules() if inner]
         shown = difflib.get_close_matches(path.module, known) or known[:12]  # a large model has hundreds
-        raise PathError(f"the {owner} has no module {path.module!r}{did_you_mean(path.module, shown)}.", name)
+        raise PathError(full_stop(f"the {owner} has no module {path.module!r}{did_you_mean(path.module, shown)}"), name)
 
     def tensors(self, noted: Any) -> Any:
         """The tensor, or list of tensors, in what was noted of the module. Raises PathError where there is none."""

@@ -14,7 +14,7 @@ from brewer_core.captures import PREFIX, submodule
 from brewer_core.config import ComponentRef
 from brewer_core.config.base import plain_number
 from brewer_core.config.refs import OfKind
-from brewer_core.errors import RequestError
+from brewer_core.errors import RequestError, full_stop
 from brewer_core.objective import Builder, MatchTerm, Source
 
 _LOSS: TypeAdapter[ComponentRef] = TypeAdapter(Annotated[ComponentRef, OfKind("match_loss", callables=True)])
@@ -146,4 +146,4 @@ def _ref(adapter: TypeAdapter[ComponentRef], value: Any, key: str) -> ComponentR
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise RequestError(f"{key}: {error.errors()[0]['msg']}.") from error
+        raise RequestError(full_stop(f"{key}: {error.errors()[0]['msg']}")) from error

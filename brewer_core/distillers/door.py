@@ -17,6 +17,7 @@ from torch import nn
 
 from brewer_core.cache import CachedTeacher, shared, without_key
 from brewer_core.cache_folder import cache_root
+from brewer_core.captures import Notices
 from brewer_core.checkpoints import Checkpoints, save_state_dict
 from brewer_core.config import ComponentRef, DistillationConfig, TrainingConfig
 from brewer_core.config.refs import OfKind
@@ -25,7 +26,7 @@ from brewer_core.distillers.lesson import Adaptor, Lesson, TaughtBy
 from brewer_core.distillers.request import Callback, TrainRequest
 from brewer_core.distillers.sampling import Known, Sampling
 from brewer_core.engine import FACTOR, Engine, Settings, steps_per_epoch
-from brewer_core.errors import RequestError
+from brewer_core.errors import RequestError, full_stop
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import bind_ref
@@ -45,6 +46,7 @@ class Door:
         self.config = config
         self.registry = registry
         self.device = pick_device(config.device)
+        self._notices = Notices()
         _warn_of_ignored(config)
 
     def strategy(self, given: str | Mapping[str, Any] | Strategy | type[Strategy]) -> Strategy:
@@ -54,7 +56,7 @@ class Door:
         try:
             ref = _STRATEGY.validate_python(given)
         except ValidationError as error:
-            raise RequestError(f"strategy: {error.errors()[0]['msg']}.") from error
+            raise RequestError(full_stop(f"strategy: {error.errors()[0]['msg']}")) from error
         made = bind_ref(self.registry, ref)()
         if not isinstance(made, Strategy):
             raise RequestError(f"strategy: `{ref.name}` is no brewer_core.Strategy.")
@@ -69,7 +71,7 @@ class Door:
         config: DistillationConfig,
     ) -> Known:
         """What is known of the models before they are trained: what a sample shows, and nothing where that is None."""
-        sampling = Sampling(self.device, self.config.autocast, self._without_keys(teachers))
+        sampling = Sampling(self.device, self.config.autocast, self._notices, self._without_keys(teachers))
         return sampling(sample, student, adaptor, {each.name: each for each in teachers}, config)
 
     def build(self, strategy: Strategy, student: ModelInfo, teachers: Mapping[str, ModelInfo]) -> nn.Module | None:
@@ -96,6 +98,7 @@ class Door:
             precision=self.config.autocast,
             arguments=arguments,
             model_inputs=self._without_keys(lesson.teachers),
+            notices=self._notices,
         )
         teachers = shared({each.name: self._teacher(each, lesson, processes, arguments) for each in lesson.teachers})
         output = Path(self.config.output_dir)
@@ -138,6 +141,7 @@ class Door:
             precision=self.config.autocast,
             arguments=arguments,
             position=taught_by.position,
+            notices=self._notices,
         )
         folder = self._cache_folder(lesson)
         if folder is None:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from brewer_core.batches import side
+from brewer_core.batches import rows, side
+from brewer_core.captures import Notices
 from brewer_core.config import DistillationConfig
 from brewer_core.distillers.lesson import Adaptor, TaughtBy
-from brewer_core.errors import RequestError
+from brewer_core.errors import DataError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective import searched, with_pairs
 from brewer_core.protocols import ModelInfo, Teacher
@@ -34,6 +35,7 @@ class Sampling:
 
     device: torch.device
     precision: str
+    notices: Notices
     model_inputs: Callable[[Any], Any] = lambda batch: batch
 
     def __call__(
@@ -46,8 +48,8 @@ class Sampling:
     ) -> Known:
         """What a sample shows: a batch, or a mapping from task to batch where teachers have tasks.
 
-        Nothing is known where it is None. Raises RequestError where a task has no batch, ConfigError where layers cannot be
-        searched.
+        Nothing is known where it is None. Raises RequestError where a task has no batch or a batch has no rows, and ConfigError
+        where layers cannot be searched.
         """
         if sample is None:
             return Known(ModelInfo("student"), {name: each.info for name, each in teachers.items()}, config)
@@ -56,7 +58,8 @@ class Sampling:
 
         def own(name: str) -> Features:
             """The student's features for the batch of a teacher."""
-            return self._live(student, adaptors[name]).features(side(batches[name], "student"), _needs(config, "S"))
+            asked = self._live(student, adaptors[name], owner="student")
+            return asked.features(side(batches[name], "student"), _needs(config, "S"))
 
         needs = _needs(config, "T")
         known = ModelInfo.of("student", own(next(iter(teachers))))
@@ -70,7 +73,9 @@ class Sampling:
             return taught_by.model
         return self._live(taught_by.model, taught_by.adaptor, taught_by.position)
 
-    def _live(self, model: nn.Module, adaptor: Adaptor, position: int | None = None) -> LiveTeacher:
+    def _live(
+        self, model: nn.Module, adaptor: Adaptor, position: int | None = None, owner: str = "teacher"
+    ) -> LiveTeacher:
         return LiveTeacher(
             model,
             adaptor,
@@ -78,6 +83,8 @@ class Sampling:
             precision=self.precision,
             model_inputs=self.model_inputs,
             position=position,
+            owner=owner,
+            notices=self.notices,
         )
 
 
@@ -93,7 +100,22 @@ def _adaptor_for(adaptor: Adaptor | Mapping[str, Adaptor], teacher: TaughtBy) ->
 
 def _batch_of(sample: Any, teacher: TaughtBy) -> Any:
     if not teacher.tasks:
-        return sample
+        return _with_rows(sample, "sample")
     if not isinstance(sample, Mapping) or teacher.tasks[0] not in sample:
         raise RequestError(f"sample must be a dict from task to batch, with one for the task {teacher.tasks[0]!r}.")
-    return sample[teacher.tasks[0]]
+    return _with_rows(sample[teacher.tasks[0]], f"sample[{teacher.tasks[0]!r}]")
+
+
+def _with_rows(batch: Any, where: str) -> Any:
+    """The batch. Raises RequestError where it has no rows; how many a batch of a class of its own has is not known here."""
+    own = side(batch, "student")
+    try:
+        empty = rows(own) == 0
+    except DataError:
+        empty = isinstance(own, (Mapping, list, tuple))
+    if empty:
+        raise RequestError(
+            f"{where} has no rows; the layers and widths of the models are read off a batch with at least one, so give one that the "
+            "dataloader yields."
+        )
+    return batch

@@ -20,7 +20,7 @@ from brewer_core.engine.saving import Saving
 from brewer_core.engine.settings import Duration, Settings
 from brewer_core.engine.shares import notice_counting
 from brewer_core.engine.stepping import Gradients, put_back
-from brewer_core.errors import DataError, RequestError, Stopped
+from brewer_core.errors import DataError, RequestError, Stopped, full_stop
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener
 from brewer_core.precision import check_precision
@@ -189,7 +189,7 @@ class Engine:
         where = f"the checkpoint of step {step}" + (f" in {self.checkpoints.folder}" if self.checkpoints else "")
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         return (
-            f"{where} is of another training: {reason.rstrip('.')}. Go on with the same student, distillation and optimizer, or "
+            f"{where} is of another training: {full_stop(reason.rstrip('.'))} Go on with the same student, distillation and optimizer, or "
             "train anew."
         )
 

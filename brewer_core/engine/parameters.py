@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brewer_core.errors import RequestError, did_you_mean
+from brewer_core.errors import RequestError, did_you_mean, full_stop
 from brewer_core.learner import Learner
 from brewer_core.objective import Balancer
 
@@ -72,6 +72,8 @@ def _check_settings(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[s
     for key in [key for group in groups for key in group if key not in known | {"params"}]:
         if difflib.get_close_matches(key, known, cutoff=0.75):
             raise RequestError(
-                f"the settings of a projection's parameter group: {type(optimizer).__name__} has no setting "
-                f"{key!r}{did_you_mean(key, sorted(known))}."
+                full_stop(
+                    f"the settings of a projection's parameter group: {type(optimizer).__name__} has no setting "
+                    f"{key!r}{did_you_mean(key, sorted(known))}"
+                )
             )

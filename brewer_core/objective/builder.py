@@ -19,7 +19,7 @@ from brewer_core.features import IN_LAYERS
 from brewer_core.objective.correction import MFT_THRESHOLD, MIX_WEIGHT, Correction
 from brewer_core.objective.layers import Layers, Pairs, paired
 from brewer_core.objective.logit_term import LogitTerm
-from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer, teacher_meant
+from brewer_core.objective.match_term import SIDES, MatchTerm, Source, no_such_layer, teacher_meant, why_absent
 from brewer_core.objective.weight import Weight
 from brewer_core.protocols import ModelInfo
 from brewer_core.registry import Registry
@@ -154,10 +154,21 @@ class Builder:
         before = len(self.problems)
         named = self._named_teacher(path, match.teacher)
         self._check_loss(path, match)
+        teachers = [self.teachers[named]] if named is not None else list(self.teachers.values())
+        self._check_read(path, match, teachers)
         if len(self.problems) > before:
             return []
-        teachers = [self.teachers[named]] if named is not None else list(self.teachers.values())
         return [self._of_pair(match, teachers[0], pair) for pair in self._pairs(path, match, teachers)]
+
+    def _check_read(self, path: str, match: IntermediateMatch, teachers: list[ModelInfo]) -> None:
+        """Note what the models lack of what both sides read, once for all pairs; a map needs to know all of it."""
+        own, taught = sources_of(match)
+        for source, side, model in ((own, "S", self.student), *((taught, "T", teacher) for teacher in teachers)):
+            for each in source.each:
+                mapped = isinstance(match.layers, str) and model.widths and each.feature not in model.widths
+                if mapped or each.feature in model.absent:
+                    why = why_absent(SIDES[side], each.feature, model.widths, model.absent)
+                    self.problems.append(f"{path}.{each.key}: {why}")
 
     def _check_loss(self, path: str, match: IntermediateMatch) -> None:
         """The name and the options of the loss, once for all pairs."""
@@ -320,7 +331,7 @@ def _mapped(match: IntermediateMatch, student: ModelInfo, teachers: list[ModelIn
 
 
 def _layers_of(model: ModelInfo, source: Source) -> Layers:
-    """The layers of what is read of a model. Raises RequestError where they are not known, or not as many of each feature."""
+    """The layers of what is read of a model, which has it. Raises RequestError where they are not known, or not as many of each feature."""
     if not model.widths:
         raise RequestError(
             f"how many layers {model.name!r} has is not known before a batch is read; give the distiller one, sample=BATCH, or "
@@ -328,12 +339,7 @@ def _layers_of(model: ModelInfo, source: Source) -> Layers:
         )
     layers = {}
     for each in source.each:
-        places = len(model.widths.get(each.feature, ()))
-        if not places:
-            raise RequestError(
-                f"the adaptor of {model.name!r} returns no {each.feature!r}; it returns {', '.join(model.widths)}."
-            )
-        layers[each.feature] = Layers.of(each.feature, places)
+        layers[each.feature] = Layers.of(each.feature, len(model.widths[each.feature]))
     if len(set(layers.values())) > 1:
         told = ", ".join(f"{feature} {each.places}" for feature, each in layers.items())
         raise RequestError(

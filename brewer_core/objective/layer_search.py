@@ -6,7 +6,7 @@ Shapes: B rows, L tokens, D width, N valid tokens, S layers of the student, T la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from brewer_core.config import DistillationConfig, IntermediateMatch
 from brewer_core.errors import ConfigError, RequestError
 from brewer_core.features import Features
 from brewer_core.objective.layers import Layers, Pairs
-from brewer_core.objective.match_term import teacher_meant
+from brewer_core.objective.match_term import SIDES, teacher_meant
 from brewer_core.protocols import ModelInfo
 
 TOKENS = 1024
 """How many tokens layers are compared on at most, for which the products of all pairs are made."""
+
+_BOTH: tuple[Literal["S", "T"], ...] = ("S", "T")
 
 Compared: TypeAlias = Iterable[tuple[Features, Features]]
 """What a student and a teacher give for the same batches, one after the other, as far as they are asked for."""
@@ -81,6 +83,8 @@ def searched(
             continue
         try:
             found[position] = _pairs(match, compared(_teacher(match, infos)))
+        except ConfigError as error:
+            problems += [f"intermediate_matches[{position}].{problem}" for problem in error.problems]
         except RequestError as error:
             problems.append(f"intermediate_matches[{position}].layers: {str(error).rstrip('.')}")
     if problems:
@@ -114,6 +118,7 @@ def _pairs(match: IntermediateMatch, compared: Compared) -> Pairs:
     rows, columns = dict[int, list[Tensor]](), dict[int, list[Tensor]]()
     count = 0
     for student, teacher in compared:
+        _check_read(match, student, teacher)
         own = _layers("student", student, match.reads("S")[0].feature)
         taught = _layers("teacher", teacher, match.reads("T")[0].feature)
         found = [_tokens_of(side, features) for side, features in ((own, student), (taught, teacher))]
@@ -137,6 +142,23 @@ def _pairs(match: IntermediateMatch, compared: Compared) -> Pairs:
     return tuple((places[column], place) for place, column in zip(own_products, most_alike(likeness), strict=True))
 
 
+def _check_read(match: IntermediateMatch, student: Features, teacher: Features) -> None:
+    """Raises ConfigError where either model, or both, lack what is compared of them."""
+    problems = []
+    for side, features in zip(_BOTH, (student, teacher), strict=True):
+        owner, feature = SIDES[side], match.reads(side)[0].feature
+        if feature in features.absent:
+            problems.append(f"{match.key(side)}: {features.absent[feature]}")
+        elif not features.get(feature):
+            problems.append(f"layers: {_no_layers(owner, features, feature)}")
+    if problems:
+        raise ConfigError(problems, "a match")
+
+
+def _no_layers(owner: str, features: Features, feature: str) -> str:
+    return f"the {owner} has no layers of {feature!r} to compare; it has {', '.join(features) or 'nothing'}"
+
+
 def _tokens_of(layers: Mapping[int, Tensor], features: Features) -> dict[int, Tensor]:
     """[N, D]: the states of valid tokens of each layer by its place."""
     return {place: _tokens(features, states) for place, states in layers.items()}
@@ -148,9 +170,7 @@ def _layers(owner: str, features: Features, feature: str) -> dict[int, Tensor]:
     layers = Layers.of(feature, len(tensors))
     places = [place for layer in range(1, layers.count + 1) if tensors[place := layers.place(layer)] is not None]
     if not places:
-        raise RequestError(
-            f"the {owner} has no layers of {feature!r} to compare; it has {', '.join(features) or 'nothing'}."
-        )
+        raise RequestError(f"{_no_layers(owner, features, feature)}.")
     axes = features.axes(feature)
     if axes not in ("B L D", "B D"):
         raise RequestError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from brewer_core.components import Method
 from brewer_core.components.facts import Over
 from brewer_core.config import IntermediateMatch
-from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError
+from brewer_core.errors import AdaptorError, ConfigError, RequestError, ShapeError, full_stop
+from brewer_core.feature_names import PREFIX
 from brewer_core.features import SHORT_NAMES, Counts, Features, names_of_layers
 from brewer_core.objective.scalar import scalar_loss
 from brewer_core.protocols import Step
@@ -134,10 +135,8 @@ class MatchTerm(nn.Module):
         found, layers = features.get(source.feature, ()), source.layers
         owner = SIDES[side]
         if not found:
-            returned = (
-                f"the {owner}'s adaptor returns no {source.feature!r}; it returns {', '.join(features) or 'nothing'}"
-            )
-            raise AdaptorError(f"{self.path}.{source.key}: {features.absent.get(source.feature, returned)}.")
+            why = why_absent(owner, source.feature, features, features.absent)
+            raise AdaptorError(full_stop(f"{self.path}.{source.key}: {why}"))
         if layers is None:
             return found[0] if len(found) == 1 else found
         for layer in layers if isinstance(layers, tuple) else (layers,):
@@ -161,6 +160,17 @@ def teacher_meant(teacher: str | int, names: Sequence[str]) -> str | None:
     if isinstance(teacher, int):
         return names[teacher] if -len(names) <= teacher < len(names) else None
     return teacher if teacher in names else None
+
+
+def why_absent(owner: str, feature: str, known: Iterable[str], absent: Mapping[str, str]) -> str:
+    """The end of an error about a feature that a model lacks.
+
+    known: the features that there are. absent: of those that were looked for inside the model, why they are not.
+    """
+    returned = [name for name in known if not name.startswith(PREFIX)]  # a path's was captured
+    return absent.get(
+        feature, f"the {owner}'s adaptor returns no {feature!r}; it returns {', '.join(returned) or 'nothing'}"
+    )
 
 
 def no_such_layer(owner: str, feature: str, count: int, layer: int) -> str:

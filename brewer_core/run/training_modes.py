@@ -77,7 +77,7 @@ def _disable(student: nn.Module, disable: Callable[[], Any]) -> None:
 
 
 def _no_checkpointing(student: nn.Module, path: str) -> str:
-    return f"{path}: a {type(student).__name__} has no gradient checkpointing; leave it out"
+    return f"{path}: {type(student).__name__} has no gradient checkpointing; leave it out"
 
 
 def _keeping_graphs() -> AbstractContextManager[Any]:

@@ -94,7 +94,7 @@ class _LanguageModel:
             )
         if _sees_what_follows(model):
             raise RequestError(
-                f"{source} sees the tokens that it is to predict, as a {type(model).__name__} does by default; take a decoder such as "
+                f"{source} sees the tokens that it is to predict, as {type(model).__name__} does by default; take a decoder such as "
                 'gpt2 or llama, or give "is_decoder": true in `config`.'
             )
 

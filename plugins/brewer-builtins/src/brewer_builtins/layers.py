@@ -45,7 +45,7 @@ def shortened(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]], option:
             _with_layers(config, setting, layers)
         except NotImplementedError as error:  # as of a model whose layers are of several blocks
             raise RequestError(
-                f"`{option}` cannot make a {type(model).__name__} shorter, whose config refuses another `{setting}`; use "
+                f"`{option}` cannot make {type(model).__name__} shorter, whose config refuses another `{setting}`; use "
                 "`config` instead."
             ) from error
         state = _renumbered(state, prefix, layers)
@@ -56,7 +56,7 @@ def shortened(model: Any, kept: Mapping[str, tuple[str, Sequence[int]]], option:
         named = " and ".join(str(list(layers)) for _, layers in kept.values())
         count = " and ".join(str(len(layers)) for _, layers in kept.values())
         raise RequestError(
-            f"layers {named} of the teacher do not fit a {type(model).__name__} of {count} layers, "
+            f"layers {named} of the teacher do not fit {type(model).__name__} of {count} layers, "
             f"whose first layer may be of another form; let `{option}` begin with 0."
         ) from error
     return short
@@ -85,8 +85,12 @@ def check_layers(layers: Sequence[Any], count: int, option: str = "layers") -> N
     """Raises RequestError where layers that are kept are none, or not among so many."""
     if not layers:
         raise RequestError(f"`{option}` is empty; name one layer at least.")
+    if strange := [layer for layer in layers if not isinstance(layer, int) or isinstance(layer, bool)]:
+        raise RequestError(
+            f"`{option}` names {strange[0]!r}, which is no number of a layer; give whole numbers, 0 to {count - 1}."
+        )
     for layer in layers:
-        if not isinstance(layer, int) or not 0 <= layer < count:
+        if not 0 <= layer < count:
             raise RequestError(f"`{option}` names layer {layer}, and the teacher has {count} layers, 0 to {count - 1}.")
 
 

@@ -160,7 +160,7 @@ def _from_config(
     with _refused(f"no {kind} model can be made of this config"):
         settings = _with_labels(transformers.AutoConfig.for_model(kind, **given), task, num_labels)
         model = getattr(transformers, head.auto).from_config(settings, trust_remote_code=False)
-    head.check(model, tokenizer, f"a {kind} model from `config`")
+    head.check(model, tokenizer, f"the {kind} model from `config`")
     return _loaded(model, tokenizer, "from scratch", head.arguments(model))
 
 
@@ -170,7 +170,7 @@ def _headed(option: str, teacher: LoadedModel | None, task: Task, num_labels: in
         raise RequestError(f"`{option}` takes layers from a teacher, and this model has none.")
     if not isinstance(teacher.model, _transformers().PreTrainedModel):
         raise RequestError(
-            f"`{option}` needs a teacher of transformers, not a {type(teacher.model).__name__}; use `config` instead."
+            f"`{option}` needs a teacher of transformers, not {type(teacher.model).__name__}; use `config` instead."
         )
     model: Any = teacher.model
     if _class_names(model.config) == _class_names(_with_labels(copy.deepcopy(model.config), task, num_labels)):
@@ -304,7 +304,7 @@ def _check_body(unreadable: str, source: Path | str, model: Any, report: Mapping
                 f"asks for {tuple(mismatch[2])}; the two do not belong together."
             )
     if set(dict(model.named_parameters())) <= set(report["missing_keys"]):
-        raise RequestError(f"{unreadable}: no weight in it is called as in a {type(model).__name__}.")
+        raise RequestError(f"{unreadable}: no weight in it is called as in {type(model).__name__}.")
 
 
 def _class_names(settings: Any) -> list[str]:
@@ -339,7 +339,7 @@ def _check_sizes(kind: str, sizes: Mapping[str, Any], allowed: set[str]) -> None
         if name in _OF_THE_RUN:
             raise RequestError(f"config.{name} is set by the run, from its classes; leave it out.")
         if name not in allowed:
-            raise RequestError(f"config.{name} is no setting of a {kind} model{_close(name, allowed)}")
+            raise RequestError(f"config.{name} is no setting of {kind} models{_close(name, allowed)}")
 
 
 def _transformers() -> Any:

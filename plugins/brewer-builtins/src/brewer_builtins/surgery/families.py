@@ -272,7 +272,7 @@ def known_family(model: Any) -> Family:
     family = family_of(model)
     if family is None:
         raise RequestError(
-            f"the widths of a {type(model).__name__} cannot be changed, as nothing is known of the weights of "
+            f"the widths of {type(model).__name__} cannot be changed, as nothing is known of the weights of "
             f"{model.config.model_type!r}; what can be made narrower is {', '.join(FAMILIES)}. Give `layers` alone, or a "
             "`config` with sizes of its own."
         )

@@ -53,11 +53,11 @@ def _check(anatomy: Anatomy, sizes: Sizes, method: str) -> None:
     config = anatomy.model.config
     kind, thinner = type(anatomy.model).__name__, sizes.hidden != anatomy.sizes.hidden
     if thinner and method == "pca" and anatomy.masked_lm:
-        raise RequestError(f'`method` "pca" cannot rotate the head of a {kind}; take "importance".')
+        raise RequestError(f'`method` "pca" cannot rotate the head of {kind}; take "importance".')
     if thinner and method == "pca" and any(name.endswith("encoder.conv") for name in anatomy.modules):
         raise RequestError(f'`method` "pca" cannot rotate the convolution of this {kind}; take "importance".')
     if thinner and getattr(config, "scale_embedding", False):
-        raise RequestError(f"the width of a {kind} with `scale_embedding` cannot be changed; give `layers` alone.")
+        raise RequestError(f"the width of {kind} with `scale_embedding` cannot be changed; give `layers` alone.")
     embedding = getattr(config, "embedding_size", anatomy.sizes.hidden)
     if thinner and embedding == sizes.hidden and embedding != anatomy.sizes.hidden:
         raise RequestError(
@@ -116,7 +116,7 @@ def _cut(anatomy: Anatomy, sizes: Sizes, what: Choice, projection: Projection, s
         cut[name] = _sharper(anatomy, sizes, name, axes, tensor)
         if tuple(tensor.shape) != student.get(name):
             raise RequestError(
-                f"the weight {name} of a {type(anatomy.model).__name__} does not get narrower as its config says; give "
+                f"the weight {name} of {type(anatomy.model).__name__} does not get narrower as its config says; give "
                 "`layers` alone, or a `config` with sizes of its own."
             )
     return cut
@@ -223,7 +223,7 @@ def _made(anatomy: Anatomy, sizes: Sizes, untied: bool = False) -> Any:
         return made(type(anatomy.model), config, anatomy.model.dtype)
     except Exception as error:  # configs and models of transformers check sizes in ways of their own
         raise RequestError(
-            f"a {type(anatomy.model).__name__} cannot have these sizes ({' '.join(str(error).split())}); take another "
+            f"{type(anatomy.model).__name__} cannot have these sizes ({' '.join(str(error).split())}); take another "
             "`hidden_size`."
         ) from error
 

@@ -60,7 +60,7 @@ def student_from_teacher(
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
-        raise RequestError(f"`model` is a {type(model).__name__}; expected a PreTrainedModel of transformers.")
+        raise RequestError(f"`model` must be a PreTrainedModel of transformers, not {type(model).__name__}.")
     student = cut_out(
         model,
         layers=layers,
@@ -159,7 +159,7 @@ def _layers(model: Any, layers: Any, look: Look) -> dict[str, tuple[str, list[in
     for word in layers if by_stack else ():
         if word not in each or not word:
             known = "an encoder and a decoder" if "encoder" in each else "one stack of layers"
-            raise RequestError(f"`layers` names {word!r}, and a {type(model).__name__} has {known}.")
+            raise RequestError(f"`layers` names {word!r}, and {type(model).__name__} has {known}.")
     kept = {}
     for path, stack in stacks.items():
         wanted = layers.get(stack.name) if by_stack else layers
