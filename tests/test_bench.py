@@ -53,6 +53,25 @@ def test_all_sides_with_the_same_rows_have_the_loss_curve_of_the_bare_loop(resul
     assert all(difference < 1e-4 for difference in curves.values()), curves
 
 
+def test_relations_that_hooks_hear_are_those_that_brewer_captures(tmp_path: Path) -> None:
+    found = compared(
+        Setup(str(tmp_path), rows=84, **MODELS),
+        sides=("bare", "hand_cached", "textbrewer", "brewer_live", "brewer_warm"),
+        kinds=["relations"],
+        epochs=[2],
+        rounds=1,
+        batch_size=8,
+        reading=False,
+        ask=here,
+        say=lambda _: None,
+    )
+    curves = {each["side"]: each["curve"] for each in found["figures"]}
+    assert list(curves) == ["bare", "hand_cached", "brewer_live", "brewer_warm"]  # not TextBrewer, which reads none
+    assert all(curves[side] < 1e-4 for side in ("hand_cached", "brewer_live", "brewer_warm")), curves
+    losses = found["runs"][0]["windows"]["losses"]
+    assert losses[0] - losses[-1] > 1e-3
+
+
 def test_the_losses_fall_so_that_equal_curves_say_something(result: dict[str, Any]) -> None:
     losses = next(run["windows"]["losses"] for run in result["runs"] if run["side"] == "bare")
     assert losses[0] - losses[-1] > 1e-2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.measuring import Timed, Windows
-from bench.work import CLIP, HARD_WEIGHT, LEARNING_RATE, MAX_LENGTH, STAGE, TEMPERATURE, Work, read_rows
+from bench.work import (
+    CLIP,
+    HARD_WEIGHT,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    PROJECTIONS,
+    RELATION_HEADS,
+    RELATIONS,
+    STAGE,
+    TEMPERATURE,
+    Work,
+    read_rows,
+)
 from brewer_core.run.loading import LengthGroupedBatches
 
 Batch = dict[str, Tensor]
@@ -31,10 +44,33 @@ _WARMUP = 0.1
 
 @dataclass(frozen=True)
 class Taught:
-    """What is read of the teacher for a batch: logits [B, C], and of each layer that is matched a hidden state [B, L, D]."""
+    """What is read of a model for a batch: logits [B, C], and states [B, L, D] of what else is matched."""
 
     logits: Tensor
-    hidden: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+
+
+class Model:
+    """The teacher or the student of some work, as loaded, which gives what is read of it. Projections are heard by hooks."""
+
+    def __init__(self, work: Work, role: str) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(work.setup.path / role).eval()
+        self._layers = [pair[role == "student"] for pair in work.layers]
+        self._heard: dict[str, Tensor] = {}
+        if work.kind == RELATIONS:
+            attention = self.model.bert.encoder.layer[-1].attention.self
+            for name in PROJECTIONS:
+                attention.get_submodule(name).register_forward_hook(partial(self._hear, name))
+
+    def __call__(self, batch: Batch) -> Taught:
+        outputs = self.model(**_inputs(batch), output_hidden_states=bool(self._layers))
+        states = tuple(outputs.hidden_states[layer] for layer in self._layers)
+        return Taught(outputs.logits, states + tuple(self._heard[name] for name in PROJECTIONS if name in self._heard))
+
+    def _hear(self, name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._heard[name] = output
 
 
 Teach = Callable[[Sequence[int], Batch], Taught]
@@ -45,8 +81,8 @@ def bare(work: Work, folder: Path) -> Timed:
     """The teacher runs in every step."""
 
     def timed(windows: Windows) -> None:
-        teacher, student, data = _loaded(work, "teacher"), _loaded(work, "student"), Data(work)
-        _train(work, student, data, lambda _, batch: _ask(work, teacher, batch), windows)
+        teacher, student, data = Model(work, "teacher"), Model(work, "student"), Data(work)
+        _train(work, student, data, lambda _, batch: _ask(teacher, batch), windows)
         _save(student, data, folder)
 
     return timed
@@ -56,12 +92,12 @@ def hand_cached(work: Work, folder: Path) -> Timed:
     """The teacher runs in the first epoch; what it said is remembered by row."""
 
     def timed(windows: Windows) -> None:
-        teacher, student, data = _loaded(work, "teacher"), _loaded(work, "student"), Data(work)
+        teacher, student, data = Model(work, "teacher"), Model(work, "student"), Data(work)
         memory: dict[int, Taught] = {}
 
         def teach(numbers: Sequence[int], batch: Batch) -> Taught:
             if any(number not in memory for number in numbers):
-                taught = _ask(work, teacher, batch)
+                taught = _ask(teacher, batch)
                 memory.update(_by_row(numbers, taught, batch))
                 return taught
             return _joined([memory[number] for number in numbers])
@@ -74,10 +110,10 @@ def hand_cached(work: Work, folder: Path) -> Timed:
 
 def student_only(work: Work, folder: Path) -> Timed:
     """No teacher: what it says is there for every batch before the clock starts. Training alone is timed."""
-    teacher, student, data = _loaded(work, "teacher"), _loaded(work, "student"), Data(work)
+    teacher, student, data = Model(work, "teacher"), Model(work, "student"), Data(work)
     known: dict[int, Taught] = {}
     for numbers, batch in data.batches(1):
-        known.update(_by_row(numbers, _ask(work, teacher, batch), batch))
+        known.update(_by_row(numbers, _ask(teacher, batch), batch))
     given = iter([_joined([known[number] for number in numbers]) for numbers in data.orders(work.epochs)])
     del teacher, known
 
@@ -137,17 +173,17 @@ def rate(step: int, total: int) -> float:
     return (step + 1) / (warmup + 1) if step < warmup else 1 - (step - warmup) / max(1, total - warmup)
 
 
-def _train(work: Work, student: Any, data: Data, teach: Teach, windows: Windows) -> None:
+def _train(work: Work, student: Model, data: Data, teach: Teach, windows: Windows) -> None:
     total = sum(1 for _ in data.orders(work.epochs))
-    optimizer = optimizer_of(student)
+    optimizer = optimizer_of(student.model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, total))
-    student.train()
+    student.model.train()
     windows.begin()
     for numbers, batch in data.batches(work.epochs):
         taught = teach(numbers, batch)
-        loss = _loss(work, student(**_inputs(batch), output_hidden_states=bool(work.layers)), taught, batch)
+        loss = _loss(work, student(batch), taught, batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), CLIP)
+        nn.utils.clip_grad_norm_(student.model.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -155,34 +191,49 @@ def _train(work: Work, student: Any, data: Data, teach: Teach, windows: Windows)
     windows.close()
 
 
-def _loss(work: Work, outputs: Any, taught: Taught, batch: Batch) -> Tensor:
-    log_q = F.log_softmax(outputs.logits / TEMPERATURE, -1)
+def _loss(work: Work, own: Taught, taught: Taught, batch: Batch) -> Tensor:
+    log_q = F.log_softmax(own.logits / TEMPERATURE, -1)
     log_p = F.log_softmax(taught.logits / TEMPERATURE, -1)
     soft = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
-    loss = TEMPERATURE**2 * soft + HARD_WEIGHT * F.cross_entropy(outputs.logits, batch["labels"])
-    mask = batch["attention_mask"].unsqueeze(-1)
-    for (_, layer), state in zip(work.layers, taught.hidden, strict=True):
-        own = outputs.hidden_states[layer]
-        squares = F.mse_loss(own, state, reduction="none") * mask
-        loss = loss + squares.sum() / (mask.sum() * own.shape[-1])
+    loss = TEMPERATURE**2 * soft + HARD_WEIGHT * F.cross_entropy(own.logits, batch["labels"])
+    compare = _relations if work.kind == RELATIONS else _squares
+    for state, wanted in zip(own.states, taught.states, strict=True):
+        loss = loss + compare(state, wanted, batch["attention_mask"])
     return loss
 
 
-def _ask(work: Work, teacher: Any, batch: Batch) -> Taught:
+def _squares(own: Tensor, taught: Tensor, mask: Tensor) -> Tensor:
+    squares = F.mse_loss(own, taught, reduction="none") * mask.unsqueeze(-1)
+    return squares.sum() / (mask.sum() * own.shape[-1])
+
+
+def _relations(own: Tensor, taught: Tensor, mask: Tensor) -> Tensor:
+    log_q, log_p = (_log_relation(states, mask) for states in (own, taught))
+    divergence = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    return (divergence * mask[:, None]).sum() / (mask.sum() * RELATION_HEADS)
+
+
+def _log_relation(states: Tensor, mask: Tensor) -> Tensor:
+    """[B, A, L, L]: log-probabilities over valid keys, of A relation heads."""
+    split = states.unflatten(-1, (RELATION_HEADS, -1)).transpose(1, 2)
+    scores = split @ split.mT / split.shape[-1] ** 0.5
+    return scores.masked_fill(mask[:, None, None] == 0, -1e9).log_softmax(-1)
+
+
+def _ask(teacher: Model, batch: Batch) -> Taught:
     with torch.no_grad():
-        outputs = teacher(**_inputs(batch), output_hidden_states=bool(work.layers))
-    return Taught(outputs.logits, tuple(outputs.hidden_states[layer] for layer, _ in work.layers))
+        return teacher(batch)
 
 
 def _by_row(numbers: Sequence[int], taught: Taught, batch: Batch) -> Iterator[tuple[int, Taught]]:
-    """What is said of each row, without padding: logits [C], hidden states [n, D]."""
+    """What is said of each row, without padding: logits [C], states [n, D]."""
     for i, (number, n) in enumerate(zip(numbers, batch["attention_mask"].sum(1).tolist(), strict=True)):
         # copies: views would keep whole batches
-        yield number, Taught(taught.logits[i].clone(), tuple(state[i, :n].clone() for state in taught.hidden))
+        yield number, Taught(taught.logits[i].clone(), tuple(state[i, :n].clone() for state in taught.states))
 
 
 def _joined(rows: Sequence[Taught]) -> Taught:
-    states = zip(*(row.hidden for row in rows), strict=True)
+    states = zip(*(row.states for row in rows), strict=True)
     return Taught(torch.stack([row.logits for row in rows]), tuple(pad_sequence(list(s), True) for s in states))
 
 
@@ -190,12 +241,6 @@ def _inputs(batch: Batch) -> Batch:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def _loaded(work: Work, role: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(work.setup.path / role).eval()
-
-
-def _save(student: Any, data: Data, folder: Path) -> None:
-    student.save_pretrained(folder / "student")
+def _save(student: Model, data: Data, folder: Path) -> None:
+    student.model.save_pretrained(folder / "student")
     data.tokenizer.save_pretrained(folder / "student")

@@ -22,7 +22,11 @@ _TITLES = {
     "brewer_warm": "brewer, warm cache",
     "no_teacher": "brewer, labels alone",
 }
-_KINDS = {"logits": "logits", "hidden": "logits and two hidden states"}
+_KINDS = {
+    "logits": "logits",
+    "hidden": "logits and two hidden states",
+    "relations": "logits and relations of queries, keys and values",
+}
 _SAME_ROWS = ("student_only", "hand_cached", "brewer_live", "brewer_cold", "brewer_warm")
 """The sides that train on the same rows in each step as the bare loop, by the same losses."""
 

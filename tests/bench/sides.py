@@ -15,7 +15,19 @@ from typing import Any
 
 from bench.loops import bare, hand_cached, optimizer_of, rate, student_only
 from bench.measuring import Timed, Windows
-from bench.work import CLIP, HARD_WEIGHT, LEARNING_RATE, MAX_LENGTH, STAGE, TEMPERATURE, Work, read_rows
+from bench.work import (
+    CLIP,
+    HARD_WEIGHT,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    PROJECTIONS,
+    RELATION_HEADS,
+    RELATIONS,
+    STAGE,
+    TEMPERATURE,
+    Work,
+    read_rows,
+)
 
 
 def textbrewer(work: Work, folder: Path) -> Timed:
@@ -182,6 +194,9 @@ def _distillation(work: Work) -> dict[str, Any]:
 
 
 def _matches(work: Work) -> list[dict[str, Any]]:
+    if work.kind == RELATIONS:
+        loss = {"name": "minilmv2", "relation_heads": RELATION_HEADS}
+        return [{"feature": name, "layer_T": -1, "layer_S": -1, "loss": loss, "weight": 1} for name in PROJECTIONS]
     return [
         {"feature": "hidden", "layer_T": teacher, "layer_S": student, "loss": "hidden_mse", "weight": 1}
         for teacher, student in work.layers

@@ -16,9 +16,10 @@ from typing import Any
 
 MAX_LENGTH = 128
 EVALUATED_ROWS = 16
-LOGITS, HIDDEN = "logits", "hidden"
-KINDS = (LOGITS, HIDDEN)
-"""What is learnt of the teacher: its logits, or its logits and two hidden states."""
+LOGITS, HIDDEN, RELATIONS = "logits", "hidden", "relations"
+KINDS = (LOGITS, HIDDEN, RELATIONS)
+"""What is learnt of the teacher: its logits, or with them two hidden states, or relations of queries, keys and values in the last layer."""
+PROJECTIONS, RELATION_HEADS = ("query", "key", "value"), 8
 
 TEMPERATURE, HARD_WEIGHT, CLIP, LEARNING_RATE = 2.0, 0.5, 1.0, 5e-4
 WINDOW = 10
