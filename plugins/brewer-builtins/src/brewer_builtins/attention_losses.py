@@ -140,11 +140,10 @@ def tinybert_attention(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     """
     check_attention(student, teacher, "attention_mse_sum or minilmv2")
     check_square(student)
-    student, teacher = (torch.where(a <= UNSEEN_SCORE, 0, in_full(a)) for a in (student, teacher.detach()))
     valid = all_or_valid(mask, student)
     pairs = pairs_of(valid, student)
-    difference = torch.where(pairs, student, 0) - torch.where(pairs, teacher, 0)
-    return difference.square().sum() / (pair_count(valid) * _heads(student))
+    student, teacher = (torch.where(pairs & ~(a <= UNSEEN_SCORE), in_full(a), 0) for a in (student, teacher.detach()))
+    return F.mse_loss(student, teacher, reduction="sum") / (pair_count(valid) * _heads(student))
 
 
 def _squared_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import Tensor
 
 from brewer_builtins.attention_losses import SMALLEST_PROBABILITY
-from brewer_builtins.distributions import expectation, log_softmax_over
 from brewer_builtins.padding import all_or_valid, pairs_of, token_count, without_padding
 from brewer_builtins.shapes import check_square, not_the_same_tokens, shown
 from brewer_builtins.states import in_full
@@ -120,12 +119,12 @@ def _attention_kl(student: Tensor, teacher: Tensor, mask: Tensor | None, normali
     """KL of attention maps, [B, H, L, L]: probabilities, or scores."""
     valid = all_or_valid(mask, student)
     if not normalized:
-        own, taught = (log_softmax_over(in_full(a), pairs_of(valid, a)) for a in (student, teacher.detach()))
+        own, taught = (_log_softmax_over_valid_keys(in_full(a), valid) for a in (student, teacher.detach()))
         log_q, log_p = (a.clamp(min=math.log(SMALLEST_PROBABILITY)) for a in (own, taught))
-        return _mean_kl(taught.exp(), log_p, log_q, valid)
+        return _mean_over_queries((taught.exp() * (log_p - log_q)).sum(dim=-1), valid)
     q, p = (_over_valid_keys(in_full(a), valid) for a in (student, teacher.detach()))
     log_q, log_p = (a.clamp(min=SMALLEST_PROBABILITY).log() for a in (q, p))
-    return _mean_kl(p, log_p, log_q, valid)
+    return _mean_over_queries((p * (log_p - log_q)).sum(dim=-1), valid)
 
 
 def _relation_kl(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -135,19 +134,28 @@ def _relation_kl(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | No
         _log_relation(in_full(states), heads, valid, side)
         for side, states in (("student", student), ("teacher", teacher.detach()))
     )
-    return _mean_kl(log_p.exp(), log_p, log_q, valid)
+    return _mean_over_queries((log_p.exp() * (log_p - log_q)).sum(dim=-1), valid)
 
 
 def _log_relation(states: Tensor, heads: int, valid: Tensor, side: str) -> Tensor:
-    """[B, H, L, L]: log-probabilities over keys, from the scaled products of every two tokens' states, head by head."""
+    """[B, H, L, L]: log-probabilities over keys, from the scaled products of every two tokens' states, head by head.
+
+    All are finite: those of padding are the least number. A padding query has some too, which do not count.
+    """
     width = states.shape[-1]
     if width % heads:
         raise ShapeError(
             f"the {side} is {width} wide, which is no multiple of {heads} heads; name another number of heads."
         )
     split = without_padding(states, valid).reshape(*states.shape[:2], heads, width // heads).transpose(1, 2)
-    scores = split @ split.mT / math.sqrt(width // heads)
-    return log_softmax_over(scores, pairs_of(valid, scores))
+    scores = (split / math.sqrt(width // heads)) @ split.mT
+    padding = ~valid & valid.any(dim=1, keepdim=True)  # of a row without valid tokens something has to be left
+    return scores.masked_fill(padding[:, None, None], torch.finfo(scores.dtype).min).log_softmax(dim=-1)
+
+
+def _log_softmax_over_valid_keys(scores: Tensor, valid: Tensor) -> Tensor:
+    """[B, H, L, L]: log-probabilities over valid keys; equal ones where the query is padding."""
+    return torch.where(pairs_of(valid, scores), scores, torch.finfo(scores.dtype).min).log_softmax(dim=-1)
 
 
 def _over_valid_keys(attention: Tensor, valid: Tensor) -> Tensor:
@@ -156,10 +164,10 @@ def _over_valid_keys(attention: Tensor, valid: Tensor) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_PROBABILITY)
 
 
-def _mean_kl(p: Tensor, log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
-    """The mean over heads and valid queries of the KL divergence over keys, [B, H, L, L] each."""
-    counted = torch.where(valid[:, None], expectation(p, log_p - log_q), 0)
-    return counted.sum() / (token_count(valid) * p.shape[1])
+def _mean_over_queries(divergences: Tensor, valid: Tensor) -> Tensor:
+    """The mean over heads and valid queries of [B, H, L]."""
+    counted = torch.where(valid[:, None], divergences, 0)
+    return counted.sum() / (token_count(valid) * divergences.shape[1])
 
 
 def _parts(side_tensors: Any, side: str) -> tuple[Tensor, ...]:
