@@ -135,7 +135,7 @@ def tiny_run(folder: Path, name: str) -> Path:
     """A config of a recipe for rows of one's own: of two steps a stage, and a teacher as small as can be."""
     labels = None if recipe(name).task == "causal_lm" else "label"
     source = {"name": "csv", "path": {"train": "train.csv", "eval": "test.csv"}}
-    document = filled(smaller(name), OwnData(source, Columns("text", labels)), None)
+    document = filled(smaller(name), OwnData(source, Columns("text", labels), 24), None)
     for stage in document["stages"]:
         stage["training"] |= {"epochs": None, "steps": 2, "batch_size": 4}
     document["tokenizer"]["vocab_size"] = 290
@@ -511,6 +511,16 @@ def test_texts_are_no_longer_than_the_teacher_takes(films: Path, capsys: pytest.
     )
     assert read(films / "config.json")["tokenizer"]["max_length"] == 20
     assert brewer("run", films / "config.json", "--dry-run") == 0
+
+
+def test_few_steps_for_a_papers_rate_are_told(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bert_in(films / "bert")
+    steps = "  steps    4 in the last stage, few for a paper's rate: raise its epochs if its losses still fall\n"
+    assert steps in init(capsys, "--data", "train.csv", "--teacher", "bert")  # 4 epochs of 24 rows, 32 in a batch
+    write_csv(films / "many.csv", labelled(9000))
+    assert "  steps " not in init(
+        capsys, "--data", "many.csv", "--eval", "test.csv", "--teacher", "bert", "-o", "many.json"
+    )
 
 
 def test_a_teacher_that_knows_the_classes_is_not_trained(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from brewer_core.run.recipes import OwnData, Recipe, Teacher
 
 _HOLDOUT = 0.1
+_FEW_STEPS = 1000
 _WIDE = 120
 
 
@@ -127,12 +128,13 @@ def _own_data(
     held = evaluation or beside(file)
     if held is None:
         drawn = {"holdout": _HOLDOUT, **({"holdout_where": columns.label} if columns.unlabelled else {})}
-        return OwnData({**source, "path": _relative(Path(file), output), **drawn}, columns), chosen
+        left = round((1 - _HOLDOUT) * len(rows))
+        return OwnData({**source, "path": _relative(Path(file), output), **drawn}, columns, left), chosen
     if source_of(held, "--eval") != source:
         raise RequestError(f"--eval {held}: is of another format than {file}; give both in one.")
     check_same_columns(columns, rows_of(registry, source, held), held)
     path = {"train": _relative(Path(file), output), "eval": _relative(Path(held), output)}
-    return OwnData({**source, "path": path}, columns), chosen
+    return OwnData({**source, "path": path}, columns, len(rows)), chosen
 
 
 def _relative(path: Path, output: Path) -> str:
@@ -152,6 +154,8 @@ def _write(output: Path, document: Any) -> None:
 
 
 def _tell(output: Path, chosen: Recipe, document: Any, own: OwnData | None, taught: Teacher | None) -> None:
+    from brewer_core.run.recipes import last_steps
+
     typer.echo(f"{output} holds the recipe {chosen.name}: {chosen.title}, {chosen.source}.")
     lines = [
         ("data", _data_line(document)),
@@ -165,6 +169,10 @@ def _tell(output: Path, chosen: Recipe, document: Any, own: OwnData | None, taug
     stages = _stages_line(document, taught)
     if stages:
         lines.append(("stages", stages))
+    if own is not None and taught is not None and (steps := last_steps(document, own.rows)) < _FEW_STEPS:
+        lines.append(
+            ("steps", f"{steps:,} in the last stage, few for a paper's rate: raise its epochs if its losses still fall")
+        )
     for title, line in lines:
         typer.echo(f"  {title:8} {line}")
     for note in chosen.notes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,10 +104,11 @@ class Teacher:
 
 @dataclass(frozen=True)
 class OwnData:
-    """Data to be filled in. source: the data set as a config has it. evaluation: what models are evaluated on."""
+    """Data to be filled in. source: the data set as a config has it. rows: to train on. evaluation: what models are evaluated on."""
 
     source: Mapping[str, Any]
     columns: Columns
+    rows: int
     evaluation: str = DATA
 
 
@@ -210,6 +212,13 @@ def filled(
 def sizes_in(document: Mapping[str, Any], teacher: Teacher | None) -> TeacherSizes:
     """The sizes of the teacher of a filled recipe: those of the one that was filled in, else of the recipe's own."""
     return TeacherSizes.of(document["models"][TEACHER]["config"]) if teacher is None else teacher.sizes
+
+
+def last_steps(document: Mapping[str, Any], rows: int) -> int:
+    """The optimizer steps of the last stage of a filled recipe, on so many rows."""
+    training = document["stages"][-1]["training"]
+    per_epoch: int = math.ceil(rows / training["batch_size"])
+    return per_epoch * int(training["epochs"])
 
 
 def _fill_in_data(document: dict[str, Any], chosen: Recipe, data: OwnData) -> None:
