@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from brewer_core.architectures.taps import (
+    PROJECTED,
     Tap,
     joined_projection,
     probabilities_of,
@@ -33,8 +34,6 @@ _OTHER_AXES = frozenset({"fsmt", "prophetnet", "squeezebert"})
 """Types of models whose layers hold [L, B, D], several streams of tokens beside one another, or [B, D, L]."""
 
 _OFFERED = 8
-
-_PROJECTED = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def _of_attentions(prefix: str, attentions: tuple[nn.Module, ...], swapped: bool
     yield _feature(f"{prefix}attention", [(probabilities_of(each),) for each in attentions], swapped)
     yield _feature(f"{prefix}scores", [(scores_of(each),) for each in attentions], swapped)
     projections = [found for each in attentions if (found := projections_of(each)) is not None]
-    for name in _PROJECTED:
+    for name in PROJECTED:
         if all(name in each for each in projections):
             yield _feature(f"{prefix}{name}", [(each[name],) for each in projections], swapped)
 
@@ -232,10 +231,9 @@ def _joined(model: nn.Module, stack: _Stack, prefix: str = "") -> dict[str, str]
     paths = {module: path for path, module in model.named_modules()}
     found: dict[str, str] = {}
     for before, attentions in ((prefix, stack.own), ("cross_", stack.cross)):
-        several = ((each, name) for each in attentions if (name := joined_projection(each)))
-        for attention, name in several:
-            path = f"{paths[attention]}.{name}"
-            found = {**{f"{before}{short}": path for short in _PROJECTED}, **found}
+        several = (f"{paths[each]}.{name}" for each in attentions if (name := joined_projection(each)))
+        if path := next(several, None):
+            found |= {f"{before}{short}": path for short in PROJECTED}
     return found
 
 

@@ -76,7 +76,7 @@ _APART = (
 )
 """What modules call their projections, where each has one of its own."""
 
-_NAMES = ("query", "key", "value")
+PROJECTED = ("query", "key", "value")
 
 
 def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
@@ -90,7 +90,7 @@ def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
         return None
     for names in _APART:
         if all(name in inner for name in names):
-            return {short: Tap(inner[name], "output", _itself) for short, name in zip(_NAMES, names, strict=True)}
+            return {short: Tap(inner[name], "output", _itself) for short, name in zip(PROJECTED, names, strict=True)}
     if "c_attn" in inner and "q_attn" in inner:  # GPT-2, to an encoder
         shared = inner["c_attn"]
         return {
@@ -98,18 +98,18 @@ def projections_of(attention: nn.Module) -> Mapping[str, Tap] | None:
             "key": Tap(shared, "output", _Share(0, 2)),
             "value": Tap(shared, "output", _Share(1, 2)),
         }
-    if _is_threefold(inner.get("c_attn"), _CONV) or _is_threefold(inner.get("Wqkv"), _LINEAR):  # GPT-2; ModernBERT
-        fused = inner["c_attn"] if "c_attn" in inner else inner["Wqkv"]
-        return {short: Tap(fused, "output", _Share(i, 3)) for i, short in enumerate(_NAMES)}
+    for name, sizes in (("c_attn", _CONV), ("Wqkv", _LINEAR)):  # GPT-2; ModernBERT
+        if name in inner and _is_threefold(inner[name], sizes):
+            return {short: Tap(inner[name], "output", _Share(i, 3)) for i, short in enumerate(PROJECTED)}
     if "in_proj" in inner and hasattr(attention, "q_bias"):  # DeBERTa 1
         biases = ("q_bias", None, "v_bias")
-        made = zip(_NAMES, biases, strict=True)
+        made = zip(PROJECTED, biases, strict=True)
         return {
             short: Tap(inner["in_proj"], "output", _HeadShare(i, attention, bias))
             for i, (short, bias) in enumerate(made)
         }
     if spans := _spans(attention, inner):
-        return {short: Tap(inner["qkv_proj"], "output", span) for short, span in zip(_NAMES, spans, strict=True)}
+        return {short: Tap(inner["qkv_proj"], "output", span) for short, span in zip(PROJECTED, spans, strict=True)}
     if "kv_b_proj" in inner:  # DeepSeek 2 and 3; queries of two projections are what the second returns
         own = inner.get("q_b_proj", inner.get("q_proj"))
         return {} if own is None else {"query": Tap(own, "output", _itself)}
@@ -135,7 +135,7 @@ def _children(attention: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in attention.named_children() if module is not None}
 
 
-def _is_threefold(projection: nn.Module | None, sizes: tuple[str, str]) -> bool:
+def _is_threefold(projection: nn.Module, sizes: tuple[str, str]) -> bool:
     """Whether queries, keys and values are as wide as what they are made of; grouped keys would be narrower."""
     into, out = (getattr(projection, size, None) for size in sizes)
     return into is not None and out == 3 * into
