@@ -50,10 +50,8 @@ def run(
     from brewer_core.run.pipeline import choose_device, choose_output, run_config
     from brewer_core.run.planning import plan
 
-    with (
-        stopping_gracefully(stop),
-        joined() as processes,
-    ):  # in this order: until the others are left, a signal hides no error
+    # in this order: until the others are left, a signal hides no error
+    with stopping_gracefully(stop), joined() as processes:
         resuming = resume or (parsed.resume == "auto" and not overwrite)
         target = processes.of_first(lambda: choose_output(parsed, base_dir, stem, output, resuming))
         if dry_run:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from brewer_core.features import Features
 from brewer_core.protocols import Batch
+from brewer_core.sparse_logits import precise
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def scored(batch: Batch, features: Features) -> Tensor:
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     """[N]: the negative log-likelihood of each label; of no use where there is none."""
-    precise = logits if logits.element_size() >= 4 else logits.float()
-    return precise.logsumexp(-1) - precise.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    whole = precise(logits)
+    return whole.logsumexp(-1) - whole.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def _side_by_side(*columns: Tensor) -> Tensor:
