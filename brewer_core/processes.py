@@ -139,7 +139,7 @@ def join(timeout_s: float = TIMEOUT_S) -> Processes:
 
     if launched() and not dist.is_initialized():
         _connect(timeout_s)
-        atexit.register(_part)
+        atexit.register(part)
     return Processes.current()
 
 
@@ -155,7 +155,20 @@ def joined(timeout_s: float = TIMEOUT_S) -> Iterator[Processes]:
     try:
         yield Processes.current()
     finally:
-        _part()
+        part()
+
+
+def part() -> None:
+    """Let go of the others, where any are connected; nothing is said to them any more.
+
+    gloo's threads let go of the tensors of the last exchange by themselves, for which they need the interpreter. Where a model in
+    parts keeps the group alive they are not waited for, and one that comes when the interpreter ends aborts the process.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(_LETTING_GO_S)
 
 
 def _connect(timeout_s: float) -> None:
@@ -176,16 +189,6 @@ def _connect(timeout_s: float) -> None:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
         raise ProcessError(f"the processes did not find one another: {' '.join(str(error).split())[:200]}") from error
-
-
-def _part() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-        # gloo's threads let go of the tensors of the last exchange, for which they need the interpreter; where a model in parts keeps the
-        # group alive they are not waited for, and one that comes when the interpreter ends aborts the process
-        time.sleep(_LETTING_GO_S)
 
 
 def _meeting_place() -> str:

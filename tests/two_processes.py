@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed
+
+from brewer_core.processes import part
 
 
 def in_each(function: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -18,13 +21,14 @@ def in_each(function: Callable[[int], Any], folder: Path) -> list[Any]:
 
 
 def _run(rank: int, function: Callable[[int], Any], folder: str) -> None:
+    faulthandler.enable()  # one that aborts says where it was
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         torch.save(function(rank), Path(folder) / f"{rank}.pt")
         torch.distributed.barrier()  # one that parts while the other still talks to it may end both with an abort
     finally:
-        torch.distributed.destroy_process_group()
+        part()
 
 
 def drawn_tasks(rank: int) -> list[str]:
