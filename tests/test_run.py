@@ -20,6 +20,7 @@ from brewer_core.listeners import Listener
 from brewer_core.plugins import build_registry
 from brewer_core.run import run_config
 from brewer_core.run.assembly import Assembly
+from brewer_core.run.lessons import distill_lesson
 from brewer_core.run.library import packaged_config, packaged_names
 from brewer_core.run.reporting import Reporter
 from brewer_core.stopping import StopReason, StopRequest
@@ -305,6 +306,27 @@ def test_unlabelled_rows_are_taught_by_the_teacher(registry, tmp_path):
     assert rows.labels == [1, 0] * 8 + [-100] * 12
     assert assembly.training_set(config.stages[0], "stages[0]", labelled_only=True).labels == [1, 0] * 8
     assert sorted(rows[i]["row"] for i in range(28)) == list(range(28))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"distillation": {"intermediate_matches": [PROJECTED]}},
+        {"distillation": {"intermediate_matches": [{**PROJECTED, "loss": "vid"}]}},
+        {"distillation": {"intermediate_matches": [PROJECTED], "balancer": "uncertainty"}},
+        {"strategy": "emd"},
+    ],
+)
+def test_all_that_a_student_is_trained_with_is_where_its_batches_are(registry, tmp_path, monkeypatch, more):
+    # the device `meta` computes shapes alone, and stands here for one that is not the CPU; these ask for values
+    for name in ("_ignore_bidirectional_mask_sdpa", "_ignore_causal_mask_sdpa"):
+        monkeypatch.setattr(transformers.masking_utils, name, lambda *_, **__: False)
+    config = parse_run_config(document(stages=[distill(**more)], cache="off"), "config.json", registry)
+    assembly = Assembly(config, films(tmp_path), registry, torch.device("meta"))
+    learner = distill_lesson(assembly, config.stages[0], "stages[0]", assembly.model("student")).learner
+    held = {name: tensor.device.type for name, tensor in (*learner.named_parameters(), *learner.named_buffers())}
+    assert set(held.values()) == {"meta"}
+    assert len(held) > len(learner.student.state_dict())
 
 
 def test_cached_features_train_the_student_that_live_ones_do(run, tmp_path):

@@ -87,7 +87,7 @@ class _Stage:
     def explained(self) -> ExplainedStage:
         learner = self.lesson.learner
         watching = _Watching(self.strategy)
-        batches = first_batches(self.lesson, self.assembly.device)
+        batches = first_batches(self.lesson, self.assembly.trying_device)
         learner.strategy = watching
         with evaluating(learner), located(self.path):
             tasks = tuple(self._task(task, batch, watching) for task, batch in batches.items())

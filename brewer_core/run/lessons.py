@@ -155,7 +155,7 @@ def distill_lesson(
         precision=assembly.config.precision,
         arguments=teaching.arguments,
         model_inputs=model_inputs,
-    )
+    ).to(assembly.trying_device)
     asked = teaching.asked(learner, samples, answers, sets)
     decisions = {name: decided(assembly, strategy, each) for name, each in asked.items()}
     check_form(assembly, f"{path}.distillation", learner, decisions, asked)
