@@ -458,6 +458,28 @@ def test_a_run_in_bfloat16_trains_in_it_and_saves_float32(run):
     assert reduced == pytest.approx(full, rel=0.2, abs=0.01)
 
 
+def test_a_tracker_that_is_not_to_be_had_leaves_none_of_the_others_open(run):
+    closed = []
+
+    class Open:
+        def __init__(self, run_dir, stage):
+            self.stage = stage
+
+        def log(self, step, values):
+            raise AssertionError
+
+        def close(self):
+            closed.append(self.stage)
+
+    def absent(run_dir, stage):
+        raise ModuleNotFoundError("No module named 'cloud'")
+
+    trackers = {"brewer_trackers": {"open": Open, "absent": absent}}
+    with pytest.raises(ModuleNotFoundError):
+        run({**only_distill(), "trackers": ["open", "absent"]}, plugins=trackers)
+    assert closed == ["distil"]
+
+
 # Other data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,7 +144,13 @@ def _trackers(assembly: Assembly, run_folder: RunFolder, tracking: str) -> list[
         return []
     always = ComponentRef("tracker", "jsonl")
     refs = (always, *(ref for ref in assembly.config.trackers if ref.name != always.name))
-    return [TrackerListener(assembly.bind(ref)(run_folder.path, tracking)) for ref in refs]
+    trackers: list[TrackerListener] = []
+    with ExitStack() as opened:
+        for ref in refs:
+            trackers.append(TrackerListener(assembly.bind(ref)(run_folder.path, tracking)))
+            opened.callback(trackers[-1].end)
+        opened.pop_all()  # the training ends them
+    return trackers
 
 
 def _of_process(processes: Processes) -> tuple[str, ...]:
