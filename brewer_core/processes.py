@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from brewer_core.errors import BrewerError, ProcessError, RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -127,6 +130,19 @@ def launched() -> bool:
 def local_rank() -> int:
     """Which of the processes of this machine this is, from 0: the number of its GPU."""
     return _number("LOCAL_RANK", 0)
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this process, of those that this machine has. Raises RequestError where it has fewer than processes."""
+    import torch
+
+    number, count = local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise RequestError(
+            f"this is process {number + 1} of this machine, which has {count} GPU{'s' if count > 1 else ''}; start one process for each "
+            "GPU, or train on the device cpu."
+        )
+    return torch.device("cuda", number)
 
 
 def join(timeout_s: float = TIMEOUT_S) -> Processes:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from brewer_core.errors import Stopped
+from brewer_core.distillers.door import pick_device
+from brewer_core.errors import RequestError, Stopped
 from brewer_core.run import run_config
+from brewer_core.run.pipeline import choose_device
 from brewer_core.stopping import StopReason, StopRequest
 from runs import bert, distill, document, films, read, supervised, training, weights_in, write_config
 from two_processes import in_each
@@ -187,3 +189,38 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path, name: str,
         (line["stage"], line["step"]) for line in lines(folder / f"{name}-1")
     ]
     assert read(ended / "manifest.json")["status"] == "finished"
+
+
+# On machines with GPUs
+
+
+@pytest.fixture
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes this the second process of a machine that has so many GPUs."""
+
+    def with_gpus(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", "1")
+
+    return with_gpus
+
+
+@pytest.mark.parametrize(
+    "chosen", [lambda: choose_device("auto"), lambda: choose_device("cuda"), lambda: pick_device("cuda")]
+)
+def test_each_process_has_a_gpu_of_its_own(second_of_two: Callable[[int], None], chosen: Callable[[], Any]) -> None:
+    second_of_two(2)
+    assert chosen() == torch.device("cuda", 1)
+    second_of_two(1)
+    with pytest.raises(RequestError) as caught:
+        chosen()
+    assert str(caught.value) == (
+        "this is process 2 of this machine, which has 1 GPU; start one process for each GPU, or train on the device cpu."
+    )
+
+
+def test_without_gpus_each_process_has_the_cpu(second_of_two: Callable[[int], None]) -> None:
+    second_of_two(0)
+    assert choose_device("auto") == torch.device("cpu")

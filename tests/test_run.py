@@ -193,7 +193,8 @@ def test_the_summary_compares_teacher_student_and_baseline(finished):
 
 def test_the_manifest_says_what_the_run_was_made_with(finished):
     manifest = read(finished / "out/manifest.json")
-    assert (manifest["status"], manifest["seed"], manifest["device"]) == ("finished", 0, "cpu")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    assert (manifest["status"], manifest["seed"], manifest["device"]) == ("finished", 0, device)
     assert manifest["finished"] >= manifest["started"]
     assert manifest["versions"]["torch"] == torch.__version__
     assert {p["distribution"] for p in manifest["plugins"]} >= {"brewer-core", "first_row.py"}

@@ -30,7 +30,7 @@ from brewer_core.errors import RequestError, full_stop
 from brewer_core.learner import Learner
 from brewer_core.listeners import Listener, TrackerListener
 from brewer_core.objective import bind_ref
-from brewer_core.processes import Processes, join, launched, local_rank
+from brewer_core.processes import Processes, join, launched, own_gpu
 from brewer_core.progress import ProgressBar
 from brewer_core.protocols import ModelInfo, Strategy, Teacher
 from brewer_core.registry import Registry
@@ -219,7 +219,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def pick_device(name: str) -> torch.device:
     """The device of a name; `cuda` without a GPU is the CPU, with a warning, and under torchrun the process's own GPU.
 
-    Raises RequestError for no such device.
+    Raises RequestError for no such device, and for a process that has no GPU of its own.
     """
     try:
         device = torch.device(name)
@@ -228,7 +228,7 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         warn(f"device {name!r} is not available here; training on the CPU.")
         return torch.device("cpu")
-    return torch.device("cuda", local_rank()) if name == "cuda" and launched() else device
+    return own_gpu() if name == "cuda" and launched() else device
 
 
 def _tag(name: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy
@@ -136,12 +137,13 @@ class TextLoader(DataLoader[Item]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a pass, as seen by who iterates
         self._read = self._batches.skip
-        for batch in prepared_ahead(self._prepared(), AHEAD) if self._ahead else self._prepared():
-            filler = self._rows_of(self._read) <= self._processes.rank
-            self._read += 1
-            yield Filler(batch) if filler else batch
+        with closing(prepared_ahead(self._prepared(), AHEAD) if self._ahead else self._prepared()) as batches:
+            for batch in batches:
+                filler = self._rows_of(self._read) <= self._processes.rank
+                self._read += 1
+                yield Filler(batch) if filler else batch
 
-    def _prepared(self) -> Iterator[dict[str, Tensor]]:
+    def _prepared(self) -> Generator[dict[str, Tensor]]:
         # Not DataLoader's own way, which takes longer than all of this for a small batch, and draws from a generator.
         dataset: Any = self.dataset
         row = dataset.view if isinstance(dataset, Viewed) else dataset.__getitem__
@@ -182,7 +184,7 @@ class _OwnRows(Sampler[list[Any]]):
             yield [(number, row) for row in own] if self._numbered else own
 
 
-def prepared_ahead(stream: Iterator[T], name: str) -> Iterator[T]:
+def prepared_ahead(stream: Iterator[T], name: str) -> Generator[T]:
     """What a stream gives, made in a thread of this name, always one ahead of what is asked for.
 
     What the stream raises is raised in its place. The thread ends with the stream, and where iterating is given up.

@@ -22,7 +22,7 @@ from brewer_core.config import ComponentRef, DistillStage, RunConfig, load_run_c
 from brewer_core.errors import RequestError, SaveError, Stopped
 from brewer_core.files import findable, folder_written_whole, system_reason
 from brewer_core.plugins import default_registry
-from brewer_core.processes import Processes, local_rank
+from brewer_core.processes import Processes, own_gpu
 from brewer_core.protocols import LoadedModel
 from brewer_core.randomness import seeded
 from brewer_core.registry import Registry
@@ -377,8 +377,10 @@ def _figures(name: str, facts: ModelFacts, outcome: Outcome, metrics: Mapping[st
 
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is a GPU where there is one. Raises RequestError for one that is not there."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return own_gpu()
     if name == "auto":
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
