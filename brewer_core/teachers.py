@@ -16,6 +16,7 @@ from brewer_core.depth import Depth
 from brewer_core.errors import RequestError
 from brewer_core.features import Features
 from brewer_core.fingerprints import fingerprint
+from brewer_core.modules import all_modules
 from brewer_core.precision import autocast
 from brewer_core.protocols import Batch
 
@@ -155,21 +156,12 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards each of its modules in the mode in which it was."""
-    training = [module for module in _all_modules(model) if module.training]
+    training = [module for module in all_modules(model) if module.training]
     _set_training(training, False)
     try:
         yield
     finally:
         _set_training(training, True)
-
-
-def _all_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """A module and all inside it; torch's own walk, which gives names, takes thrice as long, in every step."""
-    left = [model]
-    while left:
-        module = left.pop()
-        yield module
-        left += [inner for inner in module._modules.values() if inner is not None]
 
 
 def _set_training(modules: list[nn.Module], mode: bool) -> None:

@@ -34,6 +34,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "features",
         "files",
         "fingerprints",
+        "modules",
         "processes",
         "randomness",
         "sparse_logits",

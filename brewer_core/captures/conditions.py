@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from brewer_core.modules import all_modules
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -83,18 +85,17 @@ def running_hooks(model: nn.Module, softmaxes: bool) -> AbstractContextManager[o
 
     softmaxes: what goes on inside its modules is watched, which a compiled one does not show.
     """
-    if "torch._dynamo" not in sys.modules or not any(map(_is_compiled, model.modules())):
+    if "torch._dynamo" not in sys.modules:
         return nullcontext()
     import torch
-    from torch._dynamo import config
+    from torch._dynamo import OptimizedModule, config
+
+    if not any(
+        module._compiled_call_impl is not None or isinstance(module, OptimizedModule) for module in all_modules(model)
+    ):
+        return nullcontext()
 
     if not softmaxes and not getattr(config, "skip_nnmodule_hook_guards", True):
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    from torch._dynamo import OptimizedModule
-
-    return module._compiled_call_impl is not None or isinstance(module, OptimizedModule)
