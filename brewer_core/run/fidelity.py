@@ -133,7 +133,7 @@ def _gradient_error(
     lesson: Lesson, asked: Asked, teacher: CachedTeacher, batch: Batch, device: torch.device
 ) -> tuple[float, dict[str, tuple[float, float]]]:
     """The relative error of the student's gradient where this teacher alone is cached, and each term without and with that."""
-    learner = lesson.learner.to(device)
+    learner = lesson.learner
     names = learner.strategy.teachers_for(asked.task, tuple(lesson.asked))
     live = {name: lesson.asked[name].teacher.features(batch, learner.needs.teacher(name)) for name in names}
     kept = {**live, asked.name: teacher.features(batch, asked.needs)}
