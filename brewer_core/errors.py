@@ -112,8 +112,8 @@ class OutputExistsError(RequestError):
 
 
 def full_stop(text: str) -> str:
-    """The text as a sentence: with a full stop, unless it ends as `did_you_mean` does."""
-    return text if text.endswith("?") else f"{text}."
+    """The text as a sentence: with a full stop, unless it has one, or ends as `did_you_mean` does."""
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

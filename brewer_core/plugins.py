@@ -21,7 +21,7 @@ import pluggy
 
 from brewer_core import hookspecs
 from brewer_core.components import KINDS, Component, Kind, Provenance
-from brewer_core.errors import BrewerError, PluginError
+from brewer_core.errors import BrewerError, PluginError, full_stop
 from brewer_core.registry import Plugin, Registry, check_plugin_names
 
 DISABLE_VARIABLE = "BREWER_DISABLE_PLUGINS"
@@ -203,7 +203,7 @@ def load_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"plugin file {file} fails on import: {_reason(error).rstrip('.')}.") from error
+        raise PluginError(full_stop(f"plugin file {file} fails on import: {_reason(error)}")) from error
     return module
 
 

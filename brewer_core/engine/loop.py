@@ -189,7 +189,7 @@ class Engine:
         where = f"the checkpoint of step {step}" + (f" in {self.checkpoints.folder}" if self.checkpoints else "")
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         return (
-            f"{where} is of another training: {full_stop(reason.rstrip('.'))} Go on with the same student, distillation and optimizer, or "
+            f"{where} is of another training: {full_stop(reason)} Go on with the same student, distillation and optimizer, or "
             "train anew."
         )
 

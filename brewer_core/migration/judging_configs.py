@@ -123,7 +123,7 @@ def _said(kind: str, key: str, value: Any, uses: Uses, registry: Registry) -> It
     elif problems := _problems(CONFIGS[kind], {key: value}, registry):
         for problem in problems:
             text = problem.removeprefix(f"{key}: ")
-            yield "change", full_stop(f"{text[0].upper()}{text[1:].rstrip('.')}"), None
+            yield "change", full_stop(f"{text[0].upper()}{text[1:]}"), None
     elif key in _OF_SETTINGS and value not in (fields[key].default, "none", "constant"):
         yield _OF_SETTINGS[key]
 
@@ -147,7 +147,7 @@ def _judge_match(match: Any, line: int, uses: Uses, registry: Registry) -> Itera
     used = f"match of {layers}: {cut(repr(loss))}"
     problems = [_REGISTERED] if isinstance(loss, str) and loss in uses.registered else _match_problems(match, registry)
     for problem in problems:
-        yield Finding(match.line, used, "change", full_stop(problem.rstrip(".")), 13 if loss == "pkd" else None)
+        yield Finding(match.line, used, "change", full_stop(problem), 13 if loss == "pkd" else None)
     if not problems and isinstance(loss, str):
         yield Finding(match.line, used, *_OF_LOSSES.get(loss, _OF_BREWER))
     if unknown is not None:

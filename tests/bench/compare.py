@@ -84,10 +84,8 @@ def _turns(rounds: int, sides: Sequence[str], works: Sequence[Work]) -> Iterator
         for work in works:
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
-                if (side, work.kind) != (
-                    "textbrewer",
-                    RELATIONS,
-                ):  # it reads what models return, and nothing inside them
+                # TextBrewer reads what models return, and nothing inside them
+                if side != "textbrewer" or work.kind != RELATIONS:
                     yield number, side, work
 
 
